@@ -1,0 +1,1 @@
+"""Examples (instruction, input, output) and their way to batches of token ids."""

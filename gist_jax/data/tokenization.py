@@ -1,0 +1,228 @@
+"""Tokenizers with a gist token, and the prompt form of the paper.
+
+    <s> Instruction: … <GIST> … Input: … \\n Output: … </s>
+
+The published pipeline writes line breaks around the gist tokens, but its tokenizer drops white space
+there. So the text before, after, and in the output is tokenized apart: what follows the gist tokens
+never depends on the instruction, which is what lets caches be reused.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+from collections.abc import Iterable
+from typing import Protocol
+
+import sentencepiece
+import tokenizers
+
+GIST = "<GIST>"
+
+
+class _Backend(Protocol):
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: list[int]) -> str: ...
+    def save(self, directory: pathlib.Path) -> None: ...
+
+
+class _JsonBackend:
+    """A tokenizer.json of the `tokenizers` library."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, special_tokens: dict[str, str | None]):
+        self.tokenizer, self.special_tokens = tokenizer, special_tokens
+        tokenizer.add_special_tokens([GIST])
+        # A user's text that happens to contain "<GIST>" or "</s>" is text, not a special token.
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+
+    def encode(self, text):
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids):
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def save(self, directory):
+        self.tokenizer.save(str(directory / "tokenizer.json"))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special_tokens}
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+
+
+class _SentencePieceBackend:
+    """A SentencePiece .model file; the gist token is the id after its last piece."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+    def encode(self, text):
+        return self.processor.encode(text)
+
+    def decode(self, ids):
+        size = self.processor.get_piece_size()
+        return self.processor.decode([i for i in ids if i < size])
+
+    def save(self, directory):
+        target = directory / "tokenizer.model"
+        if target.resolve() != self.path.resolve():
+            shutil.copyfile(self.path, target)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Text to ids and back, and the ids of the special tokens."""
+
+    backend: _Backend
+    vocab_size: int  # with the gist token
+    gist_id: int
+    eos_id: int
+    bos_id: int | None
+    pad_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text, without special tokens."""
+        return self.backend.encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids up to the first end of sequence, special tokens left out."""
+        ids = [int(i) for i in ids]
+        if self.eos_id in ids:
+            ids = ids[: ids.index(self.eos_id)]
+        special = {self.gist_id, self.pad_id, self.bos_id}
+        return self.backend.decode([i for i in ids if i not in special]).strip()
+
+    def save(self, directory: str | pathlib.Path) -> None:
+        """Writes files into a directory that `load_tokenizer` reads."""
+        directory = pathlib.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.backend.save(directory)
+
+    def fingerprint(self) -> str:
+        """A short hash that differs between tokenizers that give different ids."""
+        probe = "Instruction: Say 3 words, naïve or not!\nInput: a b  c\nOutput: <GIST> 中文"
+        facts = [self.vocab_size, self.gist_id, self.eos_id, self.bos_id, self.encode(probe)]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
+    """Loads a directory with tokenizer.json or tokenizer.model, or such a file.
+
+    Raises:
+      ValueError: if there is no such file, it cannot be read, or it has no end of sequence.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        names = ("tokenizer.json", "tokenizer.model", "spiece.model")
+        found = [path / name for name in names if (path / name).exists()]
+        if not found:
+            raise ValueError(f"{path} has no {' or '.join(names)}")
+        path = found[0]
+    if not path.exists():
+        raise ValueError(f"there is no tokenizer at {path}")
+    try:
+        return _load_json(path) if path.suffix == ".json" else _load_sentencepiece(path)
+    except (OSError, RuntimeError, json.JSONDecodeError) as error:
+        raise ValueError(f"cannot read the tokenizer {path}: {error}") from None
+
+
+def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
+    backend = _SentencePieceBackend(path)
+    pieces = backend.processor
+    size = pieces.get_piece_size()
+    bos, pad = pieces.bos_id(), pieces.pad_id()
+    return Tokenizer(
+        backend, size + 1, size, pieces.eos_id(), bos if bos >= 0 else None, max(pad, 0)
+    )
+
+
+def _load_json(path: pathlib.Path) -> Tokenizer:
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"cannot read the tokenizer {path}: {error}") from None
+    return from_tokenizers(tokenizer, _special_tokens(path.parent))
+
+
+def _special_tokens(directory: pathlib.Path) -> dict[str, str | None]:
+    """bos_token, eos_token and pad_token as the files beside a tokenizer.json name them."""
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (directory / file).exists():
+            fields = json.loads((directory / file).read_text())
+            for name in named:
+                token = fields.get(name, named[name])
+                named[name] = token["content"] if isinstance(token, dict) else token
+    return named
+
+
+def from_tokenizers(
+    tokenizer: tokenizers.Tokenizer, special_tokens: dict[str, str | None]
+) -> Tokenizer:
+    """Wraps a tokenizer of the `tokenizers` library, adding `<GIST>` if it has none.
+
+    Args:
+      tokenizer: is changed.
+      special_tokens: text of bos_token, eos_token and pad_token; None for one that does not exist.
+
+    Raises:
+      ValueError: if the end of sequence is not in the vocabulary.
+    """
+    backend = _JsonBackend(tokenizer, special_tokens)
+    bos, eos, pad = (
+        tokenizer.token_to_id(special_tokens.get(name) or "")
+        for name in ("bos_token", "eos_token", "pad_token")
+    )
+    if eos is None:
+        raise ValueError("the tokenizer names no end-of-sequence token that is in its vocabulary")
+    gist_id = tokenizer.token_to_id(GIST)
+    size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    return Tokenizer(backend, size, gist_id, eos, bos, pad if pad is not None else eos)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Trains a byte-level BPE tokenizer of `vocab_size` entries (without the gist token)."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return from_tokenizers(tokenizer, special)
+
+
+def instruction_ids(
+    tokenizer: Tokenizer, instruction: str, num_gist_tokens: int, max_length: int | None = None
+) -> list[int]:
+    """Ids of what is compressed: the instruction, and the gist tokens it is compressed into.
+
+    Args:
+      max_length: cut the instruction so that there are at most so many ids; gist tokens always stay.
+
+    Raises:
+      ValueError: if the instruction is empty.
+    """
+    if not instruction.strip():
+        raise ValueError("the instruction is empty: there is nothing to compress")
+    ids = tokenizer.encode(f"Instruction: {instruction}".rstrip())
+    if tokenizer.bos_id is not None:
+        ids = [tokenizer.bos_id, *ids]
+    if max_length is not None:
+        ids = ids[: max(max_length - num_gist_tokens, 0)]
+    return ids + [tokenizer.gist_id] * num_gist_tokens
+
+
+def input_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of what follows the gist tokens, up to where the output begins."""
+    return tokenizer.encode(f"Input: {text}\nOutput:" if text.strip() else "Output:")
+
+
+def output_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of the output, which end with the end of sequence."""
+    return [*tokenizer.encode(text), tokenizer.eos_id]

@@ -1,0 +1,127 @@
+"""Gist masking: what a token may see once its instruction has been compressed.
+
+The rule of "Learning to Compress Prompts with Gist Tokens" (arXiv 2304.08467, section 3): tokens after
+the gist tokens see the gist tokens but nothing that came before them. Here it is written once, for
+decoders, encoders, cross-attention, cached decoding, packed rows and several spans in a row.
+
+    tokens   Add the word tea . <GIST> Input : a cup <pad>
+    segment  1   1   1    1   1 1      1     1 1 1   0       0 is padding, one number per packed example
+    span     0   0   0    0   0 0      1     1 1 1   1       counts the compressed runs before a token
+    is_gist  .   .   .    .   . x      .     . . .   .
+
+Shape letters: B batch, T query length, S key length.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+CONDITIONS = ("gist", "pos_control", "neg_control")
+
+
+class Layout(NamedTuple):
+    """Where every token of a batch stands. Each array is `[B, T]` (B may be 1: shared by all rows)."""
+
+    segment: jax.Array  # int32, 0 = padding, otherwise the number of the packed example
+    span: jax.Array  # int32, the run of tokens compressed together that the token belongs to
+    is_gist: jax.Array  # bool
+
+
+def layout_of(tokens: jax.Array, gist_token: int, segment: jax.Array | None = None) -> Layout:
+    """Reads the layout off a batch of token ids.
+
+    Args:
+      tokens: int `[B, T]`.
+      gist_token: id of `<GIST>`. A span ends with the last of a run of gist tokens.
+      segment: int `[B, T]`, 0 where padded; None if nothing is padded or packed.
+
+    Returns:
+      The layout of the tokens, arrays of `[B, T]`. Spans are numbered along the row, so those of a
+      packed example need not start at 0; only their order within a segment matters.
+    """
+    if segment is None:
+        segment = jnp.ones_like(tokens, dtype=jnp.int32)
+    is_gist = (tokens == gist_token) & (segment > 0)
+    after_gist = jnp.pad(is_gist[:, :-1], ((0, 0), (1, 0)))
+    span = jnp.cumsum(after_gist & ~is_gist, axis=1, dtype=jnp.int32)
+    return Layout(segment.astype(jnp.int32), span, is_gist)
+
+
+def positions_of(segment: jax.Array) -> jax.Array:
+    """Position of every token within its own segment: `[B, T]` int32 from `[B, T]`, 0 where padded."""
+    index = jnp.arange(segment.shape[1], dtype=jnp.int32)[None]
+    starts = jnp.pad(segment[:, 1:] != segment[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    start = jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+    return jnp.where(segment > 0, index - start, 0)
+
+
+def next_span(layout: Layout) -> jax.Array:
+    """The span, `[B, 1]` int32, of whatever follows the tokens of `layout` (one segment per row)."""
+    following = jnp.where(layout.segment > 0, layout.span + layout.is_gist, 0)
+    return jnp.max(following, axis=1, keepdims=True, initial=0)
+
+
+def continued(prefix: Layout, layout: Layout) -> Layout:
+    """`layout`, `[B, T]`, renumbered as the continuation of `prefix`, `[B or 1, S]`."""
+    return layout._replace(span=layout.span + next_span(prefix))
+
+
+def joined(first: Layout, second: Layout) -> Layout:
+    """Both layouts one after the other, `[B, S + T]`; a first of batch 1 stands before every row."""
+    rows = second.segment.shape[0]
+    return Layout(
+        *(
+            jnp.concatenate([jnp.broadcast_to(a, (rows, a.shape[1])), b], axis=1)
+            for a, b in zip(first, second, strict=True)
+        )
+    )
+
+
+def visible(query: Layout, key: Layout, condition: str) -> jax.Array:
+    """Which keys each query may see under a condition, causality apart.
+
+    Args:
+      query: layout of the queries, arrays `[B, T]`.
+      key: layout of the keys, arrays `[B or 1, S]`. The same as `query` in self-attention; a cache's
+        layout in cached decoding; the encoder's in cross-attention.
+      condition: "gist", "pos_control" (mask untouched) or "neg_control" (earlier spans hidden).
+
+    Returns:
+      bool `[B, 1, T, S]`. The rows of padded queries are all False.
+
+    Raises:
+      ValueError: for an unknown condition.
+    """
+    query = jax.tree.map(lambda x: x[:, None, :, None], query)
+    key = jax.tree.map(lambda x: x[:, None, None, :], key)
+    same_segment = (query.segment == key.segment) & (query.segment > 0)
+    same_span = query.span == key.span
+    if condition == "pos_control":
+        return same_segment
+    if condition == "neg_control":
+        return same_segment & same_span
+    if condition == "gist":
+        return same_segment & (same_span | key.is_gist & (key.span < query.span))
+    raise ValueError(f"unknown condition {condition!r}: choose one of {', '.join(CONDITIONS)}")
+
+
+def causal(num_queries: int, num_keys: int, first_slot: int | jax.Array = 0) -> jax.Array:
+    """bool `[1, 1, T, S]`: query t stands in key slot `first_slot + t` and sees no later slot."""
+    slots = first_slot + jnp.arange(num_queries)
+    return (jnp.arange(num_keys)[None, :] <= slots[:, None])[None, None]
+
+
+def decoder_mask(layout: Layout, condition: str) -> jax.Array:
+    """Causal self-attention mask of a full decoder sequence: bool `[B, 1, T, T]`."""
+    length = layout.segment.shape[1]
+    return visible(layout, layout, condition) & causal(length, length)
+
+
+def mask_to_bias(mask: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Additive attention bias of a boolean mask: 0 where visible, a large negative number elsewhere.
+
+    The number is finite, so that a row which sees nothing (padding) gives a uniform softmax and no
+    NaN, and half the smallest float, so that adding attention scores cannot overflow.
+    """
+    return jnp.where(mask, 0, jnp.finfo(dtype).min / 2).astype(dtype)

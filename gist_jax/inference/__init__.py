@@ -1,0 +1,1 @@
+"""Compressing instructions into gist caches and generating from them."""

@@ -1,0 +1,99 @@
+"""What remains of compressed instructions, in memory and as a file."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.flax import save_file
+
+from gist_jax.gist import Layout
+from gist_jax.models.cache import KVCache
+
+FORMAT = "gist_jax/1"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GistCache:
+    """A batch of B compressed instructions, padded to G gist tokens each.
+
+    Index it (`gists[2]`, `gists[:3]`, `gists[[0, 0, 1]]`) to choose rows; a batch of one serves any
+    number of inputs without being copied.
+    """
+
+    cache: KVCache  # per layer keys and values [B, G, K, H]
+    layout: Layout  # [B, G]; segment 0 where a row has fewer gist tokens
+    offset: jax.Array  # int32 [B]: position of the token that follows
+    # Of the model and the tokenizer that made it.
+    fingerprint: str = dataclasses.field(metadata=dict(static=True))
+
+    def __len__(self) -> int:
+        return self.offset.shape[0]
+
+    def __getitem__(self, rows: int | slice | Sequence[int]) -> "GistCache":
+        if isinstance(rows, int):
+            if not -len(self) <= rows < len(self):
+                raise IndexError(f"row {rows} of a cache of {len(self)} instructions")
+            rows = [rows]
+        if not isinstance(rows, slice):
+            rows = np.asarray(rows)
+        return jax.tree.map(lambda x: x[rows], self)
+
+    @property
+    def num_gist_tokens(self) -> int:
+        """Of the row that has most."""
+        return self.layout.segment.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values of all rows."""
+        return self.cache.nbytes
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Writes a safetensors file: keys and values `[L, B, G, K, H]`, layout and offset.
+
+        The file appears whole or not at all.
+        """
+        path = pathlib.Path(path)
+        tensors = {
+            "keys": jnp.stack(self.cache.keys),
+            "values": jnp.stack(self.cache.values),
+            "segment": self.layout.segment,
+            "span": self.layout.span,
+            "offset": self.offset,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            save_file(tensors, beside, {"format": FORMAT, "fingerprint": self.fingerprint})
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | pathlib.Path) -> "GistCache":
+        """Reads a file written by `save`.
+
+        Raises:
+          ValueError: if the file is missing, truncated or not a gist cache.
+        """
+        try:
+            with safe_open(path, framework="flax") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"cannot read the gist cache {path}: {error}") from None
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} is not a gist cache of format {FORMAT}")
+        segment = tensors["segment"]
+        return cls(
+            KVCache(tuple(tensors["keys"]), tuple(tensors["values"])),
+            Layout(segment, tensors["span"], segment > 0),
+            tensors["offset"],
+            metadata["fingerprint"],
+        )

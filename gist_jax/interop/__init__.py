@@ -1,0 +1,1 @@
+"""Weights and tokenizers from and to the Hugging Face world."""

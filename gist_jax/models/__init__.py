@@ -1,0 +1,1 @@
+"""Flax NNX language models that take explicit positions, attention bias arrays and caches."""

@@ -1,0 +1,44 @@
+"""Keys and values of past tokens: plain pytrees, passed in and returned, never hidden state."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys and values of every layer, one array per layer so that each is updated in place.
+
+    Slots are not positions: a slot is a place in the array, and the position of the token in it is
+    whatever its keys were rotated by.
+    """
+
+    keys: tuple[jax.Array, ...]  # per layer [B, S, K, H]
+    values: tuple[jax.Array, ...]
+
+    @classmethod
+    def empty(cls, num_layers: int, shape: tuple[int, ...], dtype) -> "KVCache":
+        """Zeros in every slot; `shape` is `[B, S, K, H]`."""
+        keys, values = (
+            tuple(jnp.zeros(shape, dtype) for _ in range(num_layers)) for _ in range(2)
+        )
+        return cls(keys, values)
+
+    def layer(self, index: int) -> tuple[jax.Array, jax.Array]:
+        return self.keys[index], self.values[index]
+
+    @property
+    def num_slots(self) -> int:
+        return self.keys[0].shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays; of one prompt when the batch is 1."""
+        return sum(x.nbytes for x in self.keys + self.values)
+
+
+def write(cache: jax.Array, new: jax.Array, slot: int | jax.Array) -> jax.Array:
+    """Puts `new`, `[B, T, K, H]`, into slots `slot … slot + T - 1` of `cache`, `[B, S, K, H]`."""
+    return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), slot, axis=1)

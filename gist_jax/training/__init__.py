@@ -1,0 +1,1 @@
+"""Training: configuration, state, sharding, the compiled step, the loop and its checkpoints."""

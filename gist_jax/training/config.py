@@ -1,0 +1,120 @@
+"""The defaults of every training run. A file in configs/ changes what it needs."""
+
+from ml_collections import ConfigDict
+
+from gist_jax.gist import CONDITIONS
+from gist_jax.models.llama import REMAT_POLICIES
+
+
+def default() -> ConfigDict:
+    """All fields there are, with the paper's recipe for LLaMA where it has one."""
+    return ConfigDict(
+        {
+            "condition": "gist",  # gist, pos_control or neg_control
+            "num_gist_tokens": 1,
+            "seed": 0,
+            "num_steps": 3000,
+            # Directory of a checkpoint to finetune (Hugging Face format); empty: random weights.
+            "pretrained": "",
+            # Shape of a model with random weights; ignored when there is a pretrained one.
+            "model": {
+                "hidden_size": 64,
+                "intermediate_size": 192,
+                "num_layers": 3,
+                "num_heads": 4,
+                "num_kv_heads": 4,
+                "head_dim": 16,
+                "max_positions": 2048,
+                "rope_theta": 10_000.0,
+                "tie_embeddings": False,
+                "initializer_range": 0.02,
+            },
+            "dtype": "bfloat16",  # of the computation: bfloat16 or float32
+            "param_dtype": "float32",  # of the parameters and the optimizer state
+            "remat": "none",  # none, dots or full: what is recomputed in the backward pass
+            "data": {
+                # "instructions" (the embedded corpus), a directory with train.json and
+                # validation_*.json, or one file of records.
+                "source": "instructions",
+                # Directory or file of a tokenizer; "bpe:4096" trains one of 4096 entries on the
+                # training texts; empty: that of the checkpoint or of the embedded corpus.
+                "tokenizer": "",
+                "batch_size": 128,  # rows per step, over all devices
+                "max_length": 512,  # tokens per row
+                "pack": False,  # several examples in a row
+            },
+            "optimizer": {
+                "learning_rate": 2e-5,
+                "schedule": "cosine",  # cosine or constant, after linear warm-up
+                "warmup_steps": 90,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "weight_decay": 0.0,  # not on norms
+                "clip_norm": 1.0,
+                "accumulate": 1,  # microbatches per step
+            },
+            # Devices along each axis of the mesh; -1: all that are left.
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "evaluation": {
+                "every": 1000,  # steps; 0: only after the last
+                "num_examples": 200,  # per split
+                "batch_size": 64,
+                "max_new_tokens": 64,
+                "max_input_length": 512,  # tokens of a prompt; longer ones are cut as in training
+            },
+            "checkpoint": {
+                "every": 500,  # steps, besides those after each evaluation
+                "metric": "validation_seen/rougeL",  # the best by this one is kept, and the last
+            },
+            "log": {"every": 10, "wandb": False},
+        }
+    )
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises ValueError, in one sentence, for a value that no run can use."""
+    _reject_unknown(config, default(), "")
+    one_of = {
+        "condition": CONDITIONS,
+        "dtype": ("bfloat16", "float32"),
+        "param_dtype": ("bfloat16", "float32"),
+        "remat": tuple(REMAT_POLICIES),
+        "optimizer.schedule": ("cosine", "constant"),
+    }
+    for name, choices in one_of.items():
+        value = _field(config, name)
+        if value not in choices:
+            raise ValueError(f"config.{name} is {value!r} but must be one of {', '.join(choices)}")
+    at_least_one = (
+        *("num_gist_tokens", "num_steps", "data.batch_size", "data.max_length"),
+        *("optimizer.accumulate", "checkpoint.every", "log.every"),
+        *("evaluation.num_examples", "evaluation.batch_size", "evaluation.max_new_tokens"),
+    )
+    for name in at_least_one:
+        if _field(config, name) < 1:
+            raise ValueError(f"config.{name} must be at least 1, but is {_field(config, name)}")
+    if config.data.batch_size % config.optimizer.accumulate:
+        raise ValueError(
+            f"config.data.batch_size ({config.data.batch_size}) must be a multiple of "
+            f"config.optimizer.accumulate ({config.optimizer.accumulate})"
+        )
+
+
+def _field(config: ConfigDict, dotted: str):
+    for name in dotted.split("."):
+        config = config[name]
+    return config
+
+
+def _reject_unknown(config: ConfigDict, known: ConfigDict, prefix: str) -> None:
+    for name, value in config.items():
+        if name not in known:
+            raise ValueError(
+                f"unknown config field {prefix}{name}: choose from {', '.join(sorted(known))}"
+            )
+        if isinstance(known[name], ConfigDict):
+            _reject_unknown(value, known[name], f"{prefix}{name}.")
+    missing = [f"{prefix}{name}" for name in known if name not in config]
+    if missing:
+        raise ValueError(f"the config has no field {', '.join(missing)}")

@@ -1,0 +1,39 @@
+"""AdamW with clipping and a schedule, from the config."""
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+
+def make_schedule(config: ConfigDict) -> optax.Schedule:
+    """Learning rate by update, from 0: linear warm-up, then a cosine to 0 or a constant."""
+    options = config.optimizer
+    peak, warmup = options.learning_rate, options.warmup_steps
+    if options.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(
+            0.0 if warmup else peak, peak, warmup, decay_steps=max(config.num_steps, warmup + 1)
+        )
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, peak, max(warmup, 1)), optax.constant_schedule(peak)], [warmup]
+    )
+
+
+def _decayed(params) -> dict:
+    """Which parameters weight decay applies to: all but the scales of norms."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """The transformation that a train step applies to the gradient of the mean loss."""
+    options = config.optimizer
+    return optax.chain(
+        optax.clip_by_global_norm(options.clip_norm),
+        optax.adamw(
+            make_schedule(config),
+            b1=options.b1,
+            b2=options.b2,
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+            mask=_decayed,
+        ),
+    )
