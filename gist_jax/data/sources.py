@@ -30,7 +30,8 @@ def load_splits(source: str) -> dict[str, Sequence[Example]]:
     splits = {f.stem: f for f in files if f.stem == "train" or f.stem.startswith("validation")}
     if not splits:
         raise ValueError(
-            f"{source} is neither {EMBEDDED!r}, nor a file, nor a directory with train.json or validation_*.json"
+            f"{source} is neither {EMBEDDED!r}, nor a file, nor a directory with train.json or "
+            "validation_*.json"
         )
     return {split: read_examples(file) for split, file in splits.items()}
 
@@ -60,6 +61,6 @@ def read_examples(path: str | pathlib.Path) -> list[Example]:
             and isinstance(record.get("output"), str)
         ):
             raise ValueError(
-                f"record {i} of {path} must have a non-empty instruction, an input and an output, all texts"
+                f"record {i} of {path} must have a non-empty instruction and an output, all texts"
             )
     return [{"input": "", **record} for record in records]

@@ -19,6 +19,8 @@ import sentencepiece
 import tokenizers
 
 GIST = "<GIST>"
+# Of tokenizers made here, and of a tokenizer.json that names none.
+SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
 class _Backend(Protocol):
@@ -132,9 +134,7 @@ def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
     pieces = backend.processor
     size = pieces.get_piece_size()
     bos, pad = pieces.bos_id(), pieces.pad_id()
-    return Tokenizer(
-        backend, size + 1, size, pieces.eos_id(), bos if bos >= 0 else None, max(pad, 0)
-    )
+    return Tokenizer(backend, size + 1, size, pieces.eos_id(), bos if bos >= 0 else None, max(pad, 0))
 
 
 def _load_json(path: pathlib.Path) -> Tokenizer:
@@ -147,7 +147,7 @@ def _load_json(path: pathlib.Path) -> Tokenizer:
 
 def _special_tokens(directory: pathlib.Path) -> dict[str, str | None]:
     """bos_token, eos_token and pad_token as the files beside a tokenizer.json name them."""
-    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    named = dict(SPECIAL_TOKENS)
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (directory / file).exists():
             fields = json.loads((directory / file).read_text())
@@ -157,9 +157,7 @@ def _special_tokens(directory: pathlib.Path) -> dict[str, str | None]:
     return named
 
 
-def from_tokenizers(
-    tokenizer: tokenizers.Tokenizer, special_tokens: dict[str, str | None]
-) -> Tokenizer:
+def from_tokenizers(tokenizer: tokenizers.Tokenizer, special_tokens: dict[str, str | None]) -> Tokenizer:
     """Wraps a tokenizer of the `tokenizers` library, adding `<GIST>` if it has none.
 
     Args:
@@ -193,8 +191,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    return from_tokenizers(tokenizer, special)
+    return from_tokenizers(tokenizer, SPECIAL_TOKENS)
 
 
 def instruction_ids(

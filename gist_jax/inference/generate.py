@@ -111,9 +111,7 @@ def generate(
     def advanced(state: _State, token) -> _State:
         token = jnp.where(state.done, eos_token, token)
         output = jax.lax.dynamic_update_slice(state.output, token[:, None], (0, state.step))
-        return _State(
-            state.step + 1, token, state.cache, output, state.done | (token == eos_token)
-        )
+        return _State(state.step + 1, token, state.cache, output, state.done | (token == eos_token))
 
     output = jnp.full((batch, max_new), eos_token, jnp.int32)
     start = _State(jnp.int32(0), output[:, 0], cache, output, jnp.all(segment == 0, axis=1))

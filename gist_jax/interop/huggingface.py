@@ -28,7 +28,7 @@ LLAMA_WEIGHTS = {
     "model.norm.weight": "norm/scale",
     "lm_head.weight": "head/kernel",
 }
-# Config fields of LLaMA that change the computation in a way not computed here, with the value that does not.
+# Config fields that can ask for what is not computed here, with the only value that is.
 PLAIN_FIELDS = {"rope_scaling": None, "attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
 
 

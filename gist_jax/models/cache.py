@@ -21,9 +21,7 @@ class KVCache:
     @classmethod
     def empty(cls, num_layers: int, shape: tuple[int, ...], dtype) -> "KVCache":
         """Zeros in every slot; `shape` is `[B, S, K, H]`."""
-        keys, values = (
-            tuple(jnp.zeros(shape, dtype) for _ in range(num_layers)) for _ in range(2)
-        )
+        keys, values = (tuple(jnp.zeros(shape, dtype) for _ in range(num_layers)) for _ in range(2))
         return cls(keys, values)
 
     def layer(self, index: int) -> tuple[jax.Array, jax.Array]:

@@ -119,9 +119,7 @@ def init(config: LlamaConfig, key: jax.Array, dtype=jnp.float32) -> Params:
 @functools.lru_cache
 def _abstract(config: LlamaConfig, stacked: bool):
     """Structure and abstract state of a model, without computing a single parameter."""
-    return nnx.split(
-        nnx.eval_shape(lambda: Llama(config, jnp.float32, stacked, nnx.Rngs(params=0)))
-    )
+    return nnx.split(nnx.eval_shape(lambda: Llama(config, jnp.float32, stacked, nnx.Rngs(params=0))))
 
 
 def logical_axes(config: LlamaConfig) -> Params:

@@ -1,0 +1,27 @@
+# Both targets make their own environment, and are quick when it exists.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= demo
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(VENV)/bin/python -m gist_jax.demo --output=$(DEMO)
+
+test: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# Made anew when what it depends on changes; the mark is set only when all was installed.
+$(VENV)/installed: setup.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gist_jax needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO) .cache

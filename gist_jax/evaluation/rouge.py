@@ -1,0 +1,29 @@
+"""ROUGE and exact match, in percent, as the paper reports them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from rouge_score import rouge_scorer
+
+ROUGE = ("rouge1", "rouge2", "rougeL")
+METRICS = (*ROUGE, "exact_match")
+
+
+def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Means over examples: F-measures of ROUGE-1, -2 and -L with stemming, and exact match.
+
+    The settings are those of the published evaluation (arXiv 2304.08467).
+    """
+    scorer = rouge_scorer.RougeScorer(ROUGE, use_stemmer=True)
+    rows = []
+    for prediction, reference in zip(predictions, references, strict=True):
+        rouge = scorer.score(reference, prediction)
+        exact = float(prediction.strip() == reference.strip())
+        rows.append([*(rouge[name].fmeasure for name in ROUGE), exact])
+    return dict(zip(METRICS, (100 * np.mean(rows, axis=0)).tolist(), strict=True))
+
+
+def recovery(gist: float, pos_control: float, neg_control: float) -> float:
+    """How much of the gap between the controls gisting closes, in percent; NaN without a gap."""
+    gap = pos_control - neg_control
+    return 100 * (gist - neg_control) / gap if gap else float("nan")

@@ -1,0 +1,43 @@
+"""Scores of a model on every validation split of its run."""
+
+from gist_jax.evaluation.predict import predict, write_predictions
+from gist_jax.evaluation.rouge import score
+from gist_jax.inference.language_model import LanguageModel
+from gist_jax.models import llama
+from gist_jax.training.loop import Evaluate
+from gist_jax.training.run import Run
+
+
+def evaluator(run: Run) -> Evaluate:
+    """What the training loop calls to evaluate by generation.
+
+    It generates for every validation split, writes `predictions/STEP-SPLIT.csv` into the workdir,
+    and returns scores named "split/metric".
+    """
+    options = run.config.evaluation
+
+    def evaluate(params: llama.Params, step: int) -> dict[str, float]:
+        model = LanguageModel.from_params(
+            params,
+            run.model,
+            run.tokenizer,
+            num_gist_tokens=run.config.num_gist_tokens,
+            condition=run.config.condition,
+            dtype=run.config.dtype,
+        )
+        scores = {}
+        for split, examples in run.validation_splits.items():
+            records = predict(
+                model,
+                examples,
+                batch_size=options.batch_size,
+                max_new_tokens=options.max_new_tokens,
+                max_input_length=options.max_input_length,
+                description=split,
+            )
+            write_predictions(run.workdir / "predictions" / f"{step}-{split}.csv", records)
+            values = score([r["prediction"] for r in records], [r["reference"] for r in records])
+            scores |= {f"{split}/{metric}": value for metric, value in values.items()}
+        return scores
+
+    return evaluate

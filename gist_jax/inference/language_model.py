@@ -1,0 +1,211 @@
+"""A model with its tokenizer: text in, text out."""
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gist_jax.data.tokenization import Tokenizer, input_ids, instruction_ids
+from gist_jax.inference.buckets import bucket, padded_rows
+from gist_jax.inference.compress import compress
+from gist_jax.inference.generate import generate
+from gist_jax.inference.gist_cache import GistCache
+from gist_jax.inference.sampling import Sampling
+from gist_jax.models import llama
+from gist_jax.models.config import LlamaConfig
+
+
+def model_fingerprint(params: llama.Params, config: LlamaConfig, tokenizer: Tokenizer) -> str:
+    """A short hash of the shapes, the tokenizer and a sample of every parameter.
+
+    The sample is rounded to bfloat16, so that a model keeps its fingerprint in every dtype.
+    """
+
+    @jax.jit
+    def samples(leaves):
+        # Strides spread 64 values over the whole array; summing them would hide exchanged values.
+        flat = [leaf.reshape(-1) for leaf in leaves]
+        return [x[:: max(x.size // 64, 1)][:64].astype(jnp.bfloat16) for x in flat]
+
+    digest = hashlib.sha256(f"{config} {tokenizer.fingerprint()}".encode())
+    for values in samples(jax.tree.leaves(params)):
+        digest.update(np.asarray(values).tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """What `gist_jax.load` returns. Make one from training's parameters with `from_params`."""
+
+    config: LlamaConfig
+    params: llama.Params  # layers apart, in the dtype of the computation
+    tokenizer: Tokenizer
+    num_gist_tokens: int
+    condition: str  # the attention mask the model was trained with
+    fingerprint: str
+
+    @classmethod
+    def from_params(
+        cls,
+        params: llama.Params,
+        config: LlamaConfig,
+        tokenizer: Tokenizer,
+        *,
+        num_gist_tokens: int,
+        condition: str = "gist",
+        dtype: str = "float32",
+    ) -> "LanguageModel":
+        """Casts stacked parameters once and takes their layers apart."""
+        fingerprint = model_fingerprint(params, config, tokenizer)
+        cast = jax.jit(lambda p: jax.tree.map(lambda x: x.astype(dtype), llama.unstacked(p)))
+        return cls(config, cast(params), tokenizer, num_gist_tokens, condition, fingerprint)
+
+    def compress(self, instructions: Sequence[str]) -> GistCache:
+        """Compresses instructions of any lengths in one batch.
+
+        Raises:
+          ValueError: if there is none, one is empty or longer than the model's positions, or the
+            model has no gist token or was not trained to use it.
+        """
+        self._check_gist_token()
+        if self.condition != "gist":
+            raise ValueError(
+                f"this model was trained as {self.condition}, so its gist tokens hold no instruction"
+            )
+        rows = [self._instruction_ids(text) for text in _texts("instruction", instructions)]
+        self._check_positions(max(map(len, rows)))
+        tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
+        cache, layout, offset = compress(
+            self.params,
+            tokens,
+            segment,
+            config=self.config,
+            gist_token=self.tokenizer.gist_id,
+            num_kept=self.num_gist_tokens,
+        )
+        return GistCache(cache, layout, offset, self.fingerprint)[: len(rows)]
+
+    def generate(
+        self,
+        gists: GistCache | None = None,
+        *,
+        inputs: Sequence[str],
+        instructions: Sequence[str] | None = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """Writes an output for every input.
+
+        Args:
+          gists: compressed instructions, one for each input or one for all.
+          inputs: may be empty texts, where the instruction needs none.
+          instructions: in place of `gists`: whole prompts, read under the mask the model was trained
+            with. One for each input or one for all.
+          max_new_tokens: stop there if there was no end of sequence before.
+          temperature: 0 takes the likeliest token; above 0 samples.
+          top_k: sample among the k likeliest tokens; 0 for all.
+          top_p: sample among the likeliest tokens that make up this probability.
+          seed: of sampling. A row's output does not depend on the other rows.
+
+        Raises:
+          ValueError: if the arguments do not fit each other or the model.
+        """
+        if (gists is None) == (instructions is None):
+            raise ValueError("give either gists or instructions")
+        rows = [input_ids(self.tokenizer, text) for text in _texts("input", inputs)]
+        first = 0
+        if gists is None:
+            heads = _one_each("instruction", _texts("instruction", instructions), len(rows))
+            rows = [self._instruction_ids(head) + row for head, row in zip(heads, rows, strict=True)]
+        else:
+            self._check_cache(gists, len(rows))
+            first = int(np.max(gists.offset))
+        self._check_positions(first + max(map(len, rows)) + max_new_tokens)
+        sampling = _sampling(temperature, top_k, top_p)
+        ids = self.generate_ids(rows, gists, max_new_tokens, sampling, seed)
+        return [self.tokenizer.decode(row) for row in ids]
+
+    def generate_ids(
+        self,
+        rows: Sequence[Sequence[int]],
+        gists: GistCache | None,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """The token ids, int32 `[len(rows), max_new_tokens]`, that continue rows of token ids."""
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, but is {max_new_tokens}")
+        tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
+        if gists is not None and len(gists) > 1 and len(gists) != len(tokens):
+            # Rows of padding need a cache too: any will do.
+            gists = gists[list(itertools.islice(itertools.cycle(range(len(gists))), len(tokens)))]
+        output = generate(
+            self.params,
+            tokens,
+            segment,
+            gists,
+            np.int32(max_new_tokens),
+            np.int32(self.tokenizer.eos_id),
+            np.int32(seed),
+            sampling,
+            config=self.config,
+            condition=self.condition,
+            gist_token=self.tokenizer.gist_id,
+            max_new=bucket(max_new_tokens, smallest=16),
+        )
+        return np.asarray(output)[: len(rows), :max_new_tokens]
+
+    def _instruction_ids(self, text: str) -> list[int]:
+        self._check_gist_token()
+        return instruction_ids(self.tokenizer, text, self.num_gist_tokens)
+
+    def _check_gist_token(self) -> None:
+        if self.tokenizer.gist_id >= self.config.vocab_size or self.num_gist_tokens < 1:
+            raise ValueError(
+                "this model has no gist token: train it with gist_jax.train before compressing with it"
+            )
+
+    def _check_positions(self, length: int) -> None:
+        if length > self.config.max_positions:
+            raise ValueError(
+                f"{length} tokens are needed, but the model has only {self.config.max_positions} "
+                "positions"
+            )
+
+    def _check_cache(self, gists: GistCache, num_inputs: int) -> None:
+        if gists.fingerprint != self.fingerprint:
+            raise ValueError("the gist cache was made by another model or tokenizer")
+        if len(gists) not in (1, num_inputs):
+            raise ValueError(
+                f"there are {len(gists)} gist caches for {num_inputs} inputs: give one, or one for each"
+            )
+
+
+def _texts(kind: str, texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise ValueError(f"give the {kind}s as a list of texts, not as one text")
+    if len(texts) == 0:
+        raise ValueError(f"there is no {kind}")
+    return list(texts)
+
+
+def _one_each(kind: str, texts: list[str], count: int) -> list[str]:
+    if len(texts) not in (1, count):
+        raise ValueError(f"there are {len(texts)} {kind}s for {count} inputs: give one, or one for each")
+    return texts * count if len(texts) == 1 else texts
+
+
+def _sampling(temperature: float, top_k: int, top_p: float) -> Sampling | None:
+    if temperature < 0 or top_k < 0 or not 0 <= top_p <= 1:
+        raise ValueError("temperature and top_k must not be negative, and top_p must be in 0 … 1")
+    if temperature == 0:
+        return None
+    return Sampling(np.float32(temperature), np.int32(top_k), np.float32(top_p))

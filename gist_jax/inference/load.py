@@ -1,0 +1,61 @@
+"""Finding a model by a path or a hub id."""
+
+import json
+import pathlib
+
+import huggingface_hub
+
+from gist_jax.data.tokenization import load_tokenizer
+from gist_jax.inference.language_model import LanguageModel
+from gist_jax.interop import workdir
+from gist_jax.interop.huggingface import load_llama
+
+
+def load(path: str | pathlib.Path, dtype: str = "float32") -> LanguageModel:
+    """Loads a model with its tokenizer.
+
+    Args:
+      path: a training workdir, a directory in Hugging Face format, or a hub id.
+      dtype: of the parameters and the computation, "float32" or "bfloat16".
+
+    Raises:
+      ValueError: in one sentence, if there is no such model or it cannot be read.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype must be float32 or bfloat16, not {dtype!r}")
+    directory = pathlib.Path(path)
+    if not directory.is_dir():
+        directory = _download(str(path))
+    if (directory / workdir.MODEL).exists():
+        config, condition, num_gist_tokens = workdir.load_model(directory)
+        tokenizer = load_tokenizer(directory / workdir.TOKENIZER)
+        params, _ = workdir.load_params(directory)
+    elif (directory / "config.json").exists():
+        fields = json.loads((directory / "config.json").read_text())
+        gist = fields.get("gist", {})
+        condition, num_gist_tokens = gist.get("condition", "gist"), gist.get("num_gist_tokens", 1)
+        config, params = load_llama(directory)
+        tokenizer = load_tokenizer(directory)
+    else:
+        raise ValueError(f"{directory} holds neither a trained run nor a Hugging Face checkpoint")
+    return LanguageModel.from_params(
+        params,
+        config,
+        tokenizer,
+        num_gist_tokens=num_gist_tokens,
+        condition=condition,
+        dtype=dtype,
+    )
+
+
+def _download(hub_id: str) -> pathlib.Path:
+    """Fetches a model repository of the Hugging Face hub, or finds it in the local cache."""
+    problem = f"there is no directory {hub_id}"
+    if hub_id.count("/") > 1 or hub_id.startswith((".", "/")):
+        raise ValueError(problem)
+    patterns = ["*.json", "*.safetensors", "*.model"]
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
+    except Exception as error:  # many kinds, of the hub's library and of the network below it
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{problem}, and the Hugging Face hub gave no such model: {reason}") from None

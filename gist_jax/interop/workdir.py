@@ -1,0 +1,74 @@
+"""The files of a training workdir that say what model it holds.
+
+config.json      the run's configuration
+model.json       shape of the model and gist settings
+tokenizer/       see gist_jax.data.tokenization
+checkpoints/     Orbax, one directory a step
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from gist_jax.models import llama
+from gist_jax.models.config import LlamaConfig
+
+CHECKPOINTS = "checkpoints"
+MODEL = "model.json"
+TOKENIZER = "tokenizer"
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes beside and renames, so that the file is whole or as before."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(beside, path)
+
+
+def save_model(workdir: pathlib.Path, config: LlamaConfig, condition: str, num_gist_tokens: int) -> None:
+    """Writes model.json."""
+    description = {
+        "family": "llama",
+        "config": dataclasses.asdict(config),
+        "condition": condition,
+        "num_gist_tokens": num_gist_tokens,
+    }
+    write_json(workdir / MODEL, description)
+
+
+def load_model(workdir: pathlib.Path) -> tuple[LlamaConfig, str, int]:
+    """Reads model.json: shape of the model, condition, number of gist tokens."""
+    description = json.loads((workdir / MODEL).read_text())
+    config = LlamaConfig(**description["config"])
+    return config, description["condition"], description["num_gist_tokens"]
+
+
+def load_params(workdir: pathlib.Path) -> tuple[llama.Params, int]:
+    """Stacked parameters of the best checkpoint (of the last, if none was evaluated), and its step.
+
+    Raises:
+      ValueError: if there is no checkpoint yet.
+    """
+    config, _, _ = load_model(workdir)
+    directory = workdir / CHECKPOINTS
+    if not directory.is_dir():
+        raise ValueError(f"{workdir} has no checkpoint yet")
+    metric = json.loads((workdir / "config.json").read_text())["checkpoint"]["metric"]
+    with ocp.training.Checkpointer(directory.resolve()) as checkpoints:
+        steps = checkpoints.checkpoints
+        if not steps:
+            raise ValueError(f"{workdir} has no checkpoint yet")
+        evaluated = [s for s in steps if s.metrics and metric in s.metrics]
+        chosen = max(evaluated, key=lambda s: (s.metrics[metric], s.step), default=steps[-1])
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+            jax.eval_shape(lambda: llama.init(config, jax.random.key(0))),
+        )
+        loaded = checkpoints.load_checkpointables(chosen.step, {"params": shapes})
+    return loaded["params"], chosen.step

@@ -1,0 +1,41 @@
+"""Trains a model: python -m gist_jax.train --config=configs/quickstart.py --workdir=DIR
+
+Any field of the config can be set: --config.optimizer.learning_rate=1e-4. The same command goes on
+where a run was stopped.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from gist_jax.command_line import one_sentence_errors
+from gist_jax.evaluation.scores import evaluator
+from gist_jax.training.loop import train
+from gist_jax.training.run import prepare
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File with a get_config function.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and figures of the run.")
+
+
+def _main(argv: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)  # or Orbax tells of every file it writes
+    if len(argv) > 1:
+        raise ValueError(f"unexpected argument {argv[1]!r}: settings are written --config.name=value")
+    run = prepare(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+    train(run, evaluator(run))
+
+
+def main() -> None:
+    flags.mark_flags_as_required(["config", "workdir"])
+    with one_sentence_errors():
+        try:
+            argv = flags.FLAGS(sys.argv)
+        except (AttributeError, KeyError) as error:
+            raise ValueError(f"unknown config field: {error.args[0]}") from None
+        app.run(_main, argv=argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The training loop."""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from gist_jax.data.batching import training_batches
+from gist_jax.interop.workdir import CHECKPOINTS
+from gist_jax.models import llama
+from gist_jax.training import sharding
+from gist_jax.training.checkpoints import Checkpoints
+from gist_jax.training.metrics import MetricsWriter
+from gist_jax.training.optimizer import make_optimizer, make_schedule
+from gist_jax.training.run import Run
+from gist_jax.training.step import Objective, TrainState, train_step
+
+# Scores of parameters after a step, by name, such as "validation_seen/rougeL".
+Evaluate = Callable[[llama.Params, int], dict[str, float]]
+
+
+class Diverged(ValueError):
+    """The loss or its gradient is not a finite number."""
+
+
+def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
+    """Trains to the end, from the last checkpoint in the workdir if there is one.
+
+    Args:
+      evaluate: called every `config.evaluation.every` steps and after the last.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      Diverged: naming the step. The last checkpoint is from before it.
+      ValueError: if the mesh does not fit the devices or the batch.
+    """
+    config = run.config
+    mesh = sharding.make_mesh(config)
+    optimizer = make_optimizer(config)
+    rows = sharding.batch_sharding(mesh, config.data.batch_size, config.optimizer.accumulate)
+    shapes = jax.eval_shape(run.init)
+    params_on = sharding.param_shardings(mesh, llama.logical_axes(run.model), shapes)
+    state_on = TrainState(
+        sharding.replicated(mesh),
+        params_on,
+        sharding.optimizer_shardings(mesh, optimizer, shapes, params_on),
+    )
+    create = jax.jit(lambda p: TrainState(jnp.int32(0), p, optimizer.init(p)), out_shardings=state_on)
+    step_fn = jax.jit(
+        functools.partial(
+            train_step,
+            config=run.model,
+            objective=Objective(config.condition, run.tokenizer.gist_id, config.dtype, config.remat),
+            optimizer=optimizer,
+            accumulate=config.optimizer.accumulate,
+        ),
+        donate_argnums=0,
+        in_shardings=(state_on, rows),
+        out_shardings=(state_on, sharding.replicated(mesh)),
+    )
+    batches = training_batches(
+        run.splits["train"],
+        run.tokenizer,
+        num_gist_tokens=config.num_gist_tokens,
+        batch_size=config.data.batch_size,
+        max_length=config.data.max_length,
+        pack=config.data.pack,
+        seed=config.seed,
+    )
+
+    with Checkpoints(run.workdir / CHECKPOINTS, config.checkpoint.metric) as checkpoints:
+        like = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            jax.eval_shape(create, shapes),
+            state_on,
+        )
+        restored = checkpoints.restore(like)
+        if restored is None:
+            state = create(jax.jit(run.init, out_shardings=params_on)())
+        else:
+            state, data = restored
+            batches.set_state(data)
+        start = int(state.step)
+        writer = MetricsWriter(run.workdir, start, config.to_dict(), config.log.wandb)
+        report = _Report(writer, make_schedule(config), config.log.every, start, config.num_steps)
+        pending = None  # metrics of the step before, read while the device works on the next
+        for step in range(start + 1, config.num_steps + 1):
+            state, metrics = step_fn(state, jax.device_put(next(batches), rows))
+            if pending is not None:
+                report(step - 1, pending)
+            pending = metrics
+            evaluates = evaluate is not None and _due(step, config.evaluation.every, config.num_steps)
+            if evaluates or _due(step, config.checkpoint.every, config.num_steps):
+                report(step, metrics)  # raises before a diverged state could be saved
+                pending = None
+                scores = evaluate(state.params, step) if evaluates else None
+                if scores:
+                    writer.write(step, scores)
+                checkpoints.save(state, batches.get_state(), scores)
+        report.close()
+        writer.close()
+    return state
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+class _Report:
+    """Reads the metrics of finished steps: progress bar, log, and the check that they are finite."""
+
+    def __init__(self, writer: MetricsWriter, schedule, every: int, start: int, last: int):
+        self._writer, self._schedule, self._every = writer, schedule, every
+        self._bar = tqdm(total=last, initial=start, unit="step", desc="training")
+        self._tokens, self._since = 0.0, time.perf_counter()
+
+    def __call__(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
+            raise Diverged(
+                f"the loss is {values['loss']} and its gradient's norm {values['grad_norm']} at step "
+                f"{step}: training stopped; the last good checkpoint is kept (try a lower learning rate)"
+            )
+        self._bar.update(1)
+        self._tokens += values.pop("tokens")
+        if step % self._every:
+            return
+        now = time.perf_counter()
+        rate = self._tokens / (now - self._since)
+        self._tokens, self._since = 0.0, now
+        self._bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} tokens/s")
+        learning_rate = float(self._schedule(step - 1))
+        self._writer.write(step, {**values, "learning_rate": learning_rate, "tokens_per_second": rate})
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,65 @@
+"""Where the figures of a run go: JSON lines, TensorBoard, and wandb if asked for."""
+
+import importlib
+import json
+import os
+import pathlib
+from typing import Any
+
+import tensorboardX
+
+
+class MetricsWriter:
+    """Writes metrics by step. Opened again after a restart at `step`, it forgets what came later."""
+
+    def __init__(self, workdir: pathlib.Path, step: int, config: dict[str, Any], wandb: bool):
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            _keep_up_to(path, step)
+        self._file = path.open("a")
+        self._board = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=step + 1 if step else None
+        )
+        self._wandb = None
+        if wandb:
+            try:
+                self._wandb = importlib.import_module("wandb")
+            except ImportError:
+                raise ValueError(
+                    "config.log.wandb needs the package wandb: pip install 'gist_jax[wandb]'"
+                ) from None
+            self._wandb.init(dir=str(workdir), config=config, resume="allow", id=workdir.name)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(metrics, step=step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _keep_up_to(path: pathlib.Path, step: int) -> None:
+    """Drops the lines after `step`, and a last line that was cut by a kill."""
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            break
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text("".join(kept))
+    os.replace(beside, path)
+
+
+def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
+    """All lines of a run's metrics.jsonl."""
+    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,41 @@
+"""Packaging of gist_jax."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+setup(
+    name="gist_jax",
+    version="0.1.0",
+    description="Gisting in JAX: language models that compress prompts into a few cached gist tokens",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["gist_jax", "gist_jax.*"]),
+    package_data={"gist_jax.data.instructions": ["*.json"]},
+    python_requires=">=3.11,<3.14",
+    install_requires=[
+        "absl-py>=2.1,<3",
+        "flax>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        "huggingface_hub>=1,<3",
+        "jax>=0.10.2,<0.13",
+        "matplotlib>=3.10,<4",
+        "ml-collections>=1.1,<2",
+        "numpy>=2,<3",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "rouge-score>=0.1.2,<0.2",
+        "safetensors>=0.7,<0.9",
+        "sentencepiece>=0.2,<0.3",
+        "tensorboardX>=2.6.4,<3",
+        "tokenizers>=0.22,<0.24",
+        "tqdm>=4.67,<5",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "wandb": ["wandb>=0.20,<1"],
+        "test": ["hypothesis>=6.130,<7", "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.9,<1"],
+    },
+)
