@@ -30,7 +30,7 @@ def compress(
       num_kept: G, the most gist tokens of any row.
 
     Returns:
-      Keys and values `[B, G, K, H]` per layer, their layout `[B, G]` with segment 0 in rows that
+      Keys and values `[B, K, G, H]` per layer, their layout `[B, G]` with segment 0 in rows that
       have fewer gist tokens, and the position `[B]` of the token that follows each row.
     """
     layout = gist.layout_of(tokens, gist_token, segment)
@@ -38,7 +38,7 @@ def compress(
     cache = llama.forward(params, config, tokens, gist.positions_of(segment), bias).cache
     # Indices of the gist tokens, in order, then of others (for rows with fewer).
     slots = jnp.argsort(~layout.is_gist, axis=1, stable=True)[:, :num_kept]
-    cache = jax.tree.map(lambda x: jnp.take_along_axis(x, slots[:, :, None, None], axis=1), cache)
+    cache = jax.tree.map(lambda x: jnp.take_along_axis(x, slots[:, None, :, None], axis=2), cache)
     kept = gist.Layout(*(jnp.take_along_axis(x, slots, axis=1) for x in layout))
     kept = kept._replace(segment=jnp.where(kept.is_gist, kept.segment, 0))
     return cache, kept, jnp.sum(segment > 0, axis=1, dtype=jnp.int32)

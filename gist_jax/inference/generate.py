@@ -85,7 +85,7 @@ def generate(
         return sample(llama.logits(params, config, hidden)[:, 0], keys, sampling)
 
     # Slots of the cache: the prompt, padding and all, then the new tokens.
-    room = ((0, 0), (0, max_new), (0, 0), (0, 0))
+    room = ((0, 0), (0, 0), (0, max_new), (0, 0))
     cache = jax.tree.map(lambda x: jnp.pad(x, room), cache)
     keys = gist.joined(keys, new)
     of_new = gist.visible(jax.tree.map(lambda x: x[:, :1], new), keys, condition)

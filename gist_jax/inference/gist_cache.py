@@ -26,7 +26,7 @@ class GistCache:
     number of inputs without being copied.
     """
 
-    cache: KVCache  # per layer keys and values [B, G, K, H]
+    cache: KVCache  # per layer keys and values [B, K, G, H]
     layout: Layout  # [B, G]; segment 0 where a row has fewer gist tokens
     offset: jax.Array  # int32 [B]: position of the token that follows
     # Of the model and the tokenizer that made it.
@@ -55,7 +55,7 @@ class GistCache:
         return self.cache.nbytes
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes a safetensors file: keys and values `[L, B, G, K, H]`, layout and offset.
+        """Writes a safetensors file: keys and values `[L, B, K, G, H]`, layout and offset.
 
         The file appears whole or not at all.
         """

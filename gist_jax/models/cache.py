@@ -12,15 +12,16 @@ class KVCache:
     """Keys and values of every layer, one array per layer so that each is updated in place.
 
     Slots are not positions: a slot is a place in the array, and the position of the token in it is
-    whatever its keys were rotated by.
+    whatever its keys were rotated by. Heads stand before slots, in the order in which attention
+    reads them: transposing a cache at every step would cost more than the step's own products.
     """
 
-    keys: tuple[jax.Array, ...]  # per layer [B, S, K, H]
+    keys: tuple[jax.Array, ...]  # per layer [B, K, S, H]
     values: tuple[jax.Array, ...]
 
     @classmethod
     def empty(cls, num_layers: int, shape: tuple[int, ...], dtype) -> "KVCache":
-        """Zeros in every slot; `shape` is `[B, S, K, H]`."""
+        """Zeros in every slot; `shape` is `[B, K, S, H]`."""
         keys, values = (tuple(jnp.zeros(shape, dtype) for _ in range(num_layers)) for _ in range(2))
         return cls(keys, values)
 
@@ -29,7 +30,7 @@ class KVCache:
 
     @property
     def num_slots(self) -> int:
-        return self.keys[0].shape[1]
+        return self.keys[0].shape[2]
 
     @property
     def nbytes(self) -> int:
@@ -38,5 +39,5 @@ class KVCache:
 
 
 def write(cache: jax.Array, new: jax.Array, slot: int | jax.Array) -> jax.Array:
-    """Puts `new`, `[B, T, K, H]`, into slots `slot … slot + T - 1` of `cache`, `[B, S, K, H]`."""
-    return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), slot, axis=1)
+    """Puts `new`, `[B, K, T, H]`, into slots `slot … slot + T - 1` of `cache`, `[B, K, S, H]`."""
+    return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), slot, axis=2)

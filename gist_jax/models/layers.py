@@ -1,7 +1,7 @@
 """Building blocks of all model families.
 
-Shape letters: B batch, T query length, S key length, P prefix length, N heads, K key/value heads,
-G = N / K, H head dim, D model dim, F feed-forward dim, V vocabulary.
+Shape letters: B batch, T query length, S key length, N heads, K key/value heads, G = N / K, H head dim,
+ D model dim, F feed-forward dim, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-KeyValue = tuple[jax.Array, jax.Array]  # keys and values of one layer, each [B, S, K, H]
+KeyValue = tuple[jax.Array, jax.Array]  # keys and values of one layer, each [B, K, S, H]
 
 
 def normal_param(rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str], stddev: float, dtype):
@@ -43,14 +43,14 @@ class Projection(nnx.Module):
         return jnp.einsum(self.equation, x, self.kernel.astype(x.dtype))
 
 
-def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> KeyValue:
+def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of rotary embeddings (arXiv 2104.09864), each float32 `[B, T, 1, H/2]`."""
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     angles = positions[:, :, None, None].astype(jnp.float32) / theta**exponents
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: jax.Array, angles: KeyValue) -> jax.Array:
+def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotates `[B, T, N, H]` by its positions. Dimension i is paired with i + H/2, as in HF LLaMA."""
     cos, sin = angles
     x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -63,21 +63,17 @@ def attend(
     v: jax.Array,
     bias: jax.Array,
     *,
-    prefix: KeyValue | None = None,
     scale: float | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
-    """Attention with an explicit additive bias; softmax in float32.
+    """Attention of whole sequences with an explicit additive bias; softmax in float32.
 
     Args:
       q: queries `[B, T, N, H]`.
       k, v: keys and values `[B, S, K, H]`.
-      bias: `[B, 1, T, P + S]` (or N in place of 1), the prefix's keys first.
-      prefix: keys and values `[B, P, K, H]`, or `[1, P, K, H]` shared by all rows, that stand
-        before k and v. They are read where they are, never copied per row.
+      bias: `[B or 1, 1 or N, T, S]`.
       scale: of the scores; H ** -0.5 by default.
-      implementation: of `jax.nn.dot_product_attention`: None, "xla" or "cudnn". With a prefix the
-        scores of both blocks are computed apart by XLA.
+      implementation: of `jax.nn.dot_product_attention`: None, "xla" or "cudnn".
 
     Returns:
       `[B, T, N, H]` in the dtype of q.
@@ -85,40 +81,63 @@ def attend(
     Raises:
       ValueError: if the shape of the bias does not fit.
     """
-    num_keys = k.shape[1] + (prefix[0].shape[1] if prefix is not None else 0)
-    if bias.ndim != 4 or bias.shape[-2:] != (q.shape[1], num_keys):
-        raise ValueError(
-            f"the bias must be [B, 1, T={q.shape[1]}, S={num_keys}], but its shape is {bias.shape}"
-        )
-    if prefix is None:
-        return jax.nn.dot_product_attention(
-            q, k, v, bias=bias, scale=scale, implementation=implementation
-        )
-    return _attend_behind_prefix(q, k, v, bias, prefix, q.shape[-1] ** -0.5 if scale is None else scale)
+    _check_bias(bias, q.shape[1], k.shape[1])
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, scale=scale, implementation=implementation)
 
 
-def _attend_behind_prefix(q, k, v, bias, prefix, scale):
-    """Softmax over the scores of two blocks of keys, so that a shared prefix needs no copy per row."""
+def attend_cached(
+    q: jax.Array, blocks: Sequence[KeyValue], bias: jax.Array, *, scale: float | None = None
+) -> jax.Array:
+    """Attention to cached keys, one softmax over several blocks of them.
+
+    The blocks lie as a cache keeps them, heads before slots, so that no step transposes a cache; and
+    they stay apart, so that a block shared by all rows is read where it is, never copied per row.
+
+    Args:
+      q: queries `[B, T, N, H]`.
+      blocks: keys and values, each `[B, K, S, H]`, or `[1, K, S, H]` for all rows.
+      bias: `[B or 1, 1 or N, T, sum of S]`, in the order of the blocks.
+      scale: of the scores; H ** -0.5 by default.
+
+    Returns:
+      `[B, T, N, H]` in the dtype of q.
+
+    Raises:
+      ValueError: if the shape of the bias does not fit.
+    """
     batch, length, num_heads, head_dim = q.shape
-    num_kv_heads = k.shape[2]
-    groups = num_heads // num_kv_heads
-    q = q.reshape(batch, length, num_kv_heads, groups, head_dim)
-    split = prefix[0].shape[1]
-    # One prefix for many rows: drop its batch dimension, and the rows fold into the queries.
-    shared = prefix[0].shape[0] == 1 and batch > 1
-    pk, pv = (x[0] for x in prefix) if shared else prefix
-    b = "" if shared else "b"
+    num_kv_heads = blocks[0][0].shape[1]
+    sizes = [keys.shape[2] for keys, _ in blocks]
+    _check_bias(bias, length, sum(sizes))
+    scale = head_dim**-0.5 if scale is None else scale
+    q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
 
-    def scores(equation, keys):
-        return jnp.einsum(equation, q, keys, preferred_element_type=jnp.float32)
+    def rows(block):  # without its dimension, the rows of a shared block fold into the queries
+        shared = block.shape[0] == 1 and batch > 1
+        return (block[0], "") if shared else (block, "b")
 
-    logits = jnp.concatenate(
-        [scores(f"btkgh,{b}skh->bkgts", pk), scores("btkgh,bskh->bkgts", k)], axis=-1
-    )
+    scores = []
+    for keys, _ in blocks:
+        keys, b = rows(keys)
+        scores.append(
+            jnp.einsum(f"btkgh,{b}ksh->bkgts", q, keys, preferred_element_type=jnp.float32)
+        )
     # [B, 1 or N, T, S] -> [B, 1 or K, 1 or G, T, S]
-    heads = (1, 1) if bias.shape[1] == 1 else (num_kv_heads, groups)
+    heads = (1, 1) if bias.shape[1] == 1 else q.shape[2:4]
     bias = bias.reshape(bias.shape[0], *heads, *bias.shape[2:])
-    weights = jax.nn.softmax(logits * scale + bias.astype(jnp.float32), axis=-1).astype(v.dtype)
-    out = jnp.einsum(f"bkgts,{b}skh->btkgh", weights[..., :split], pv)
-    out = out + jnp.einsum("bkgts,bskh->btkgh", weights[..., split:], v)
-    return out.reshape(batch, length, num_heads, head_dim)
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) * scale + bias, axis=-1)
+
+    out, start = 0, 0
+    for (_, values), size in zip(blocks, sizes, strict=True):
+        values, b = rows(values)
+        part = weights[..., start : start + size].astype(values.dtype)
+        out += jnp.einsum(f"bkgts,{b}ksh->btkgh", part, values, preferred_element_type=jnp.float32)
+        start += size
+    return out.astype(q.dtype).reshape(batch, length, num_heads, head_dim)
+
+
+def _check_bias(bias: jax.Array, num_queries: int, num_keys: int) -> None:
+    if bias.ndim != 4 or bias.shape[-2:] != (num_queries, num_keys):
+        raise ValueError(
+            f"the bias must be [B, 1, T={num_queries}, S={num_keys}], but its shape is {bias.shape}"
+        )

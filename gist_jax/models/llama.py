@@ -22,6 +22,7 @@ from gist_jax.models.layers import (
     Projection,
     RMSNorm,
     attend,
+    attend_cached,
     normal_param,
     rotary_angles,
     rotate,
@@ -56,10 +57,14 @@ class Attention(nnx.Module):
 
     def __call__(self, x, angles, bias, past, slot, prefix, implementation):
         q, k, v = rotate(self.query(x), angles), rotate(self.key(x), angles), self.value(x)
+        new = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if past is not None:
-            k, v = write(past[0], k, slot), write(past[1], v, slot)
-        out = attend(q, k, v, bias, prefix=prefix, implementation=implementation)
-        return self.output(out), (k, v)
+            new = write(past[0], new[0], slot), write(past[1], new[1], slot)
+        if past is None and prefix is None:
+            out = attend(q, k, v, bias, implementation=implementation)
+        else:
+            out = attend_cached(q, [new] if prefix is None else [prefix, new], bias)
+        return self.output(out), new
 
 
 class FeedForward(nnx.Module):
@@ -173,7 +178,7 @@ def forward(
       prefix: read-only keys and values of P slots that stand before all others, batch B or 1.
       remat: name in REMAT_POLICIES, for scanned layers.
       dtype: of the computation; that of the embedding by default.
-      implementation: of attention, see `layers.attend`.
+      implementation: of attention over whole sequences, see `layers.attend`.
 
     Returns:
       Final hidden states and, with unstacked layers, the cache.
