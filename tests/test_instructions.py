@@ -18,6 +18,8 @@ from gist_jax.data.instructions.words import HELD_OUT_NOUNS, NOUNS, OPPOSITE, PL
 
 TRAIN_DRAWS = 60_000
 VALIDATION = SPLITS[1:]
+# Of the first 100 training examples. It changes with the corpus, and old results with it.
+DIGEST = 3446570819
 
 
 def read(split):
@@ -119,9 +121,7 @@ def test_held_out_wordings_use_words_of_training_only(train_instructions):
 
 
 def test_no_pair_and_no_held_out_instruction_in_two_splits(train, validation):
-    pairs = [
-        {(e["instruction"], e["input"]) for e in split} for split in (train, *validation.values())
-    ]
+    pairs = [{(e["instruction"], e["input"]) for e in split} for split in (train, *validation.values())]
     for one, other in itertools.combinations(pairs, 2):
         assert not one & other
     texts = [{e["instruction"] for e in validation[split]} for split in VALIDATION]
@@ -191,12 +191,12 @@ WORKED = {
         ({"kind": "opposite"}, "hot sad dry", "cold happy wet"),
     ],
     "map_one": [({"kind": "first letter", "position": "last"}, "egg axe bus", "b")],
+    "find": [({"category": "food"}, "bus axe cake", "cake")],
     "keep": [({"category": "food"}, "egg axe cake", "egg cake")],
     "drop": [({"category": "food"}, "egg axe cake bus", "axe bus")],
     "count": [
-        ({"counted": "word"}, "egg axe cake bus", "four"),
-        ({"counted": "food"}, "egg axe cake bus", "two"),
-        ({"counted": "animal"}, "egg axe cake bus", "zero"),
+        ({}, "egg axe cake bus", "four"),
+        ({}, "egg axe cake", "three"),
     ],
     "contains": [
         ({"word": "axe"}, "egg axe cake", "yes"),
@@ -267,9 +267,7 @@ def test_decoding_gives_the_output_back(tokenizer, validation):
 def test_the_input_alone_is_a_weak_baseline(validation):
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
     for split in ("validation_seen", "validation_unseen"):
-        scores = [
-            scorer.score(e["output"], e["input"])["rougeL"].fmeasure for e in validation[split]
-        ]
+        scores = [scorer.score(e["output"], e["input"])["rougeL"].fmeasure for e in validation[split]]
         assert 100 * sum(scores) / len(scores) < 45
 
 

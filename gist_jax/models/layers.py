@@ -119,9 +119,7 @@ def attend_cached(
     scores = []
     for keys, _ in blocks:
         keys, b = rows(keys)
-        scores.append(
-            jnp.einsum(f"btkgh,{b}ksh->bkgts", q, keys, preferred_element_type=jnp.float32)
-        )
+        scores.append(jnp.einsum(f"btkgh,{b}ksh->bkgts", q, keys, preferred_element_type=jnp.float32))
     # [B, 1 or N, T, S] -> [B, 1 or K, 1 or G, T, S]
     heads = (1, 1) if bias.shape[1] == 1 else q.shape[2:4]
     bias = bias.reshape(bias.shape[0], *heads, *bias.shape[2:])
