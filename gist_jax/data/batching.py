@@ -79,6 +79,11 @@ def training_batches(
 
     The iterator's `get_state` and `set_state` make a stream go on exactly where it was.
     """
+
+    # One thread reads ahead. Tokenizing is Python: more threads would only contend for its lock.
+    def ahead(elements: int) -> grain.ReadOptions:
+        return grain.ReadOptions(num_threads=1, prefetch_buffer_size=elements)
+
     dataset = (
         grain.MapDataset.source(examples)
         .seed(seed)
@@ -89,8 +94,10 @@ def training_batches(
     if pack:
         lengths = dict.fromkeys(("tokens", "targets", "weights"), max_length)
         packed = grain.experimental.FirstFitPackIterDataset(
-            dataset.to_iter_dataset(), length_struct=lengths, num_packing_bins=batch_size
+            dataset.to_iter_dataset(ahead(4 * batch_size)),
+            length_struct=lengths,
+            num_packing_bins=batch_size,
         )
         return iter(packed.batch(batch_size, drop_remainder=True).map(_packed_batch))
     padded = dataset.map(Pad(max_length, tokenizer.pad_id)).batch(batch_size, drop_remainder=True)
-    return iter(padded.to_iter_dataset())
+    return iter(padded.to_iter_dataset(ahead(2)))

@@ -14,13 +14,58 @@ from gist_jax.models.cache import KVCache
 from gist_jax.models.config import LlamaConfig
 
 
+class Prompt(NamedTuple):
+    """What is known once a prompt has been read."""
+
+    hidden: jax.Array  # [B, 1, D] final hidden state of the last token of each row
+    cache: KVCache  # T slots
+    layout: gist.Layout  # [B, T] of those slots
+    next_position: jax.Array  # int32 [B, 1]
+
+
+def prefill(
+    params: llama.Params,
+    tokens: jax.Array,
+    segment: jax.Array,
+    prefix: GistCache | None,
+    *,
+    config: LlamaConfig,
+    condition: str,
+    gist_token: int,
+) -> Prompt:
+    """Reads the prompts of a ragged batch; arguments as of `generate`."""
+    length = tokens.shape[1]
+    layout = gist.layout_of(tokens, gist_token, segment)
+    positions = gist.positions_of(segment)
+    keys, num_before = layout, 0
+    if prefix is not None:
+        num_before = prefix.num_gist_tokens
+        positions = positions + prefix.offset[:, None]
+        layout = gist.continued(prefix.layout, layout)
+        keys = gist.joined(prefix.layout, layout)
+    mask = gist.visible(layout, keys, condition)
+    mask &= gist.causal(length, num_before + length, first_slot=num_before)
+    hidden, cache = llama.forward(
+        params,
+        config,
+        tokens,
+        positions,
+        gist.mask_to_bias(mask),
+        prefix=prefix.cache if prefix is not None else None,
+    )
+    last = jnp.max(jnp.where(segment > 0, jnp.arange(length), 0), axis=1, keepdims=True)
+    hidden = jnp.take_along_axis(hidden, last[:, :, None], axis=1)
+    next_position = jnp.take_along_axis(positions, last, axis=1) + 1
+    return Prompt(hidden, cache, layout, next_position)
+
+
 class _State(NamedTuple):
     """What a decode step changes."""
 
     step: jax.Array  # int32 scalar: tokens chosen so far
     token: jax.Array  # int32 [B], the last one chosen
     cache: KVCache
-    output: jax.Array  # int32 [B, new]
+    output: jax.Array  # int32 [B, max_new]
     done: jax.Array  # bool [B]
 
 
@@ -57,26 +102,8 @@ def generate(
       int32 `[B, max_new]`; after its end of sequence a row is filled with eos_token.
     """
     batch, length = tokens.shape
-    layout = gist.layout_of(tokens, gist_token, segment)
-    positions = gist.positions_of(segment)
-    new = gist.Layout(jnp.ones((batch, max_new), jnp.int32), gist.next_span(layout), False)
-    new = gist.Layout(*(jnp.broadcast_to(x, (batch, max_new)) for x in new))
-    keys, num_before = layout, 0
-    if prefix is not None:
-        num_before = prefix.num_gist_tokens
-        positions = positions + prefix.offset[:, None]
-        layout, new = (gist.continued(prefix.layout, x) for x in (layout, new))
-        keys = gist.joined(prefix.layout, layout)
-    before = prefix.cache if prefix is not None else None
-
-    mask = gist.visible(layout, keys, condition)
-    mask &= gist.causal(length, num_before + length, first_slot=num_before)
-    hidden, cache = llama.forward(
-        params, config, tokens, positions, gist.mask_to_bias(mask), prefix=before
-    )
-    last = jnp.max(jnp.where(segment > 0, jnp.arange(length), 0), axis=1, keepdims=True)
-    hidden = jnp.take_along_axis(hidden, last[:, :, None], axis=1)
-    next_position = jnp.take_along_axis(positions, last, axis=1) + 1  # [B, 1]
+    shape = dict(config=config, condition=condition, gist_token=gist_token)
+    prompt = prefill(params, tokens, segment, prefix, **shape)
 
     row_keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.arange(batch))
 
@@ -84,10 +111,19 @@ def generate(
         keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(row_keys)
         return sample(llama.logits(params, config, hidden)[:, 0], keys, sampling)
 
-    # Slots of the cache: the prompt, padding and all, then the new tokens.
+    # Slots of the cache: the prompt, padding and all, then the new tokens, which belong to its last span.
     room = ((0, 0), (0, 0), (0, max_new), (0, 0))
-    cache = jax.tree.map(lambda x: jnp.pad(x, room), cache)
-    keys = gist.joined(keys, new)
+    cache = jax.tree.map(lambda x: jnp.pad(x, room), prompt.cache)
+    new = gist.Layout(
+        jnp.ones((batch, max_new), jnp.int32),
+        jnp.broadcast_to(gist.next_span(prompt.layout), (batch, max_new)),
+        jnp.zeros((batch, max_new), bool),
+    )
+    keys = gist.joined(prompt.layout, new)
+    num_before = 0
+    if prefix is not None:
+        num_before = prefix.num_gist_tokens
+        keys = gist.joined(prefix.layout, keys)
     of_new = gist.visible(jax.tree.map(lambda x: x[:, :1], new), keys, condition)
 
     def unfinished(state: _State):
@@ -100,11 +136,11 @@ def generate(
             params,
             config,
             state.token[:, None],
-            next_position + state.step - 1,
+            prompt.next_position + state.step - 1,
             gist.mask_to_bias(mask),
             cache=state.cache,
             slot=slot,
-            prefix=before,
+            prefix=prefix.cache if prefix is not None else None,
         )
         return advanced(state._replace(cache=cache), choose(hidden, state.step))
 
@@ -115,5 +151,5 @@ def generate(
 
     output = jnp.full((batch, max_new), eos_token, jnp.int32)
     start = _State(jnp.int32(0), output[:, 0], cache, output, jnp.all(segment == 0, axis=1))
-    start = advanced(start, choose(hidden, 0))
+    start = advanced(start, choose(prompt.hidden, 0))
     return jax.lax.while_loop(unfinished, decode, start).output

@@ -1,0 +1,87 @@
+"""The whole idea in one run: trains gisting and its controls, then shows what it costs and saves.
+
+python -m gist_jax.demo --output=demo
+"""
+
+import pathlib
+import runpy
+
+import numpy as np
+
+from gist_jax.benchmark.prefill import prefill_costs
+from gist_jax.command_line import one_sentence_errors, parser
+from gist_jax.data.tokenization import instruction_ids
+from gist_jax.evaluation import report
+from gist_jax.evaluation.scores import evaluator
+from gist_jax.gist import CONDITIONS
+from gist_jax.inference.language_model import LanguageModel
+from gist_jax.inference.load import load
+from gist_jax.training.loop import train
+from gist_jax.training.metrics import read_metrics
+from gist_jax.training.run import prepare
+
+# Not in the training corpus.
+EXAMPLES = (
+    ("Write the last word three times.", "tiger bread hammer"),
+    ("Name the animal in the text.", "green bread tiger museum"),
+    ("Place lamp after the words.", "bread tiger red"),
+)
+BATCH = 64
+
+
+def main() -> None:
+    arguments = parser(__doc__.split("\n")[0])
+    arguments.add_argument("--config", default="configs/quickstart.py", help="of all three runs")
+    arguments.add_argument("--output", default="demo", help="folder for checkpoints, CSV and PNG")
+    options = arguments.parse_args()
+    with one_sentence_errors():
+        output = pathlib.Path(options.output)
+        scores = {c: _trained(options.config, c, output / c) for c in CONDITIONS}
+        table = report.rows(scores)
+        report.write_csv(output / "results.csv", table)
+        report.write_figure(output / "results.png", table)
+        print(report.as_text(table), end="\n\n")
+        model = load(output / "gist")
+        _show_generation(model)
+        _show_prefill(model)
+        print(f"\nIn {output}/: results.csv, results.png, and a workdir with checkpoints per condition.")
+
+
+def _trained(config_file: str, condition: str, workdir: pathlib.Path) -> dict[str, float]:
+    """Scores after the last step; a run that was stopped goes on, one that is done is only read."""
+    config = runpy.run_path(config_file)["get_config"]()
+    config.condition = condition
+    print(f"{condition}: {config.num_steps} steps in {workdir}", flush=True)
+    run = prepare(config, workdir)
+    train(run, evaluator(run))
+    return next(line for line in reversed(read_metrics(workdir)) if "validation_seen/rougeL" in line)
+
+
+def _show_generation(model: LanguageModel) -> None:
+    instructions, inputs = zip(*EXAMPLES, strict=True)
+    gists = model.compress(instructions)
+    cached = model.generate(gists, inputs=inputs, max_new_tokens=16)
+    full = model.generate(instructions=instructions, inputs=inputs, max_new_tokens=16)
+    per_token = gists.nbytes / np.size(gists.layout.segment)
+    for i, instruction in enumerate(instructions):
+        tokens = len(instruction_ids(model.tokenizer, instruction, model.num_gist_tokens))
+        print(f"instruction      {instruction}")
+        print(f"input            {inputs[i]}")
+        print(f"from the cache   {cached[i]}")
+        print(f"from the prompt  {full[i]}")
+        print(f"cache            {tokens * per_token:,.0f} -> {gists[i].nbytes:,} bytes\n")
+
+
+def _show_prefill(model: LanguageModel) -> None:
+    instruction, text = EXAMPLES[0]
+    without, cached = prefill_costs(model, instruction, [text] * BATCH)
+    print(f"prefill of {BATCH} inputs   tokens a row      MFLOPs          ms")
+    for name, cost in (("whole prompt", without), ("gist cache", cached)):
+        figures = f"{cost.tokens:12d}{cost.flops / 1e6:12.1f}{1e3 * cost.seconds:12.2f}"
+        print(f"{name:22}{figures}")
+    flops, seconds = (1 - b / a for a, b in zip(without[:2], cached[:2], strict=True))
+    print(f"{'saved':22}{'':12}{100 * flops:10.1f} %{100 * seconds:10.1f} %")
+
+
+if __name__ == "__main__":
+    main()

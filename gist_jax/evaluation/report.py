@@ -1,0 +1,81 @@
+"""Gisting beside its controls: a table, a CSV and a figure of the same numbers."""
+
+import csv
+import os
+import pathlib
+
+from matplotlib.figure import Figure
+
+from gist_jax.evaluation.rouge import recovery
+from gist_jax.gist import CONDITIONS
+
+SHOWN = {"rougeL": "ROUGE-L", "exact_match": "exact match"}
+COLUMNS = ("split", "metric", *CONDITIONS, "recovery")
+
+Scores = dict[str, dict[str, float]]  # condition -> "split/metric" -> percent
+
+
+def rows(scores: Scores) -> list[dict[str, str | float]]:
+    """A row per split and metric, with the recovery of gist between the controls."""
+    names = [name for name in scores["gist"] if name.split("/")[1] in SHOWN]
+    table = []
+    for name in names:
+        split, metric = name.split("/")
+        values = {condition: scores[condition][name] for condition in CONDITIONS}
+        table.append({"split": split, "metric": SHOWN[metric], **values, "recovery": recovery(**values)})
+    return table
+
+
+def as_text(table: list[dict[str, str | float]]) -> str:
+    """Aligned columns, numbers with one decimal."""
+    lines = [[column for column in COLUMNS]]
+    for row in table:
+        lines.append([x if isinstance(x, str) else f"{x:.1f}" for x in (row[c] for c in COLUMNS)])
+        lines[-1][-1] += " %"
+    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+
+    def aligned(line):
+        left = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
+        return "  ".join(left + right)
+
+    return "\n".join(aligned(line) for line in lines)
+
+
+def write_csv(path: pathlib.Path, table: list[dict[str, str | float]]) -> None:
+    """Writes the table, whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(table)
+    os.replace(beside, path)
+
+
+def write_figure(path: pathlib.Path, table: list[dict[str, str | float]]) -> None:
+    """Bars of every condition by split, a panel per metric, as PNG."""
+    metrics = list(dict.fromkeys(row["metric"] for row in table))
+    figure = Figure(figsize=(5.2 * len(metrics), 4), layout="constrained")
+    colours = {"neg_control": "#bbbbbb", "gist": "#2a7f62", "pos_control": "#3b5b92"}
+    for panel, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        shown = [row for row in table if row["metric"] == metric]
+        for i, (condition, colour) in enumerate(colours.items()):
+            bars = panel.bar(
+                [x + 0.27 * (i - 1) for x in range(len(shown))],
+                [row[condition] for row in shown],
+                width=0.25,
+                color=colour,
+                label=condition,
+            )
+            panel.bar_label(bars, fmt="%.0f", fontsize=8)
+        labels = [
+            f"{row['split'].removeprefix('validation_')}\nrecovery {row['recovery']:.0f} %"
+            for row in shown
+        ]
+        panel.set_xticks(range(len(shown)), labels)
+        panel.set(title=metric, ylim=(0, 105), ylabel="percent")
+        panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False)
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    figure.savefig(beside, dpi=150)
+    os.replace(beside, path)

@@ -1,0 +1,281 @@
+"""Generation from gist caches equals generation from whole prompts, whatever stands beside a row."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gist_jax import gist
+from gist_jax.inference.buckets import bucket
+from gist_jax.inference.compress import compress
+from gist_jax.inference.generate import generate
+from gist_jax.inference.gist_cache import GistCache
+from gist_jax.inference.sampling import Sampling, sample
+from gist_jax.models import llama
+
+EOS, GIST = 2, 40
+ROWS, MAX_INSTRUCTION, MAX_GIST, MAX_INPUT, NEW = 8, 60, 10, 8, 8
+
+token = st.integers(3, GIST - 1)
+row = st.tuples(
+    st.lists(token, min_size=1, max_size=MAX_INSTRUCTION),
+    st.integers(1, MAX_GIST),
+    st.lists(token, min_size=1, max_size=MAX_INPUT),
+)
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return tiny[0], llama.unstacked(tiny[1])
+
+
+def arrays(rows, num_rows, length, left=False):
+    """Ragged rows padded to one shape, so that every example of a test is one compilation."""
+    tokens, segment = np.zeros((num_rows, length), np.int32), np.zeros((num_rows, length), np.int32)
+    for i, ids in enumerate(rows):
+        place = slice(length - len(ids), length) if left else slice(0, len(ids))
+        tokens[i, place], segment[i, place] = ids, 1
+    return tokens, segment
+
+
+def run(model, tokens, segment, prefix=None, condition="gist", seed=0, sampling=None, limit=NEW):
+    config, params = model
+    numbers = np.int32(limit), np.int32(EOS), np.int32(seed)
+    shape = dict(config=config, condition=condition, gist_token=GIST, max_new=NEW)
+    return np.asarray(generate(params, tokens, segment, prefix, *numbers, sampling, **shape))
+
+
+def compressed(model, rows, num_rows, left=False) -> GistCache:
+    config, params = model
+    tokens, segment = arrays(rows, num_rows, MAX_INSTRUCTION + MAX_GIST, left)
+    made = compress(params, tokens, segment, config=config, gist_token=GIST, num_kept=MAX_GIST)
+    return GistCache(*made, fingerprint="")
+
+
+def one_by_one(model, prompts, outputs, condition="gist"):
+    """The tokens a packed row of prompts and their outputs predicts: no cache, one full forward.
+
+    Its layout is made here, not by `layout_of`, since a random model may well write a gist token.
+    """
+    config, params = model
+    tokens, segment, span, is_gist, starts = [], [], [], [], []
+    for number, (prompt, output) in enumerate(zip(prompts, outputs, strict=True), 1):
+        tokens += [*prompt, *output]
+        segment += [number] * (len(prompt) + len(output))
+        last = len(prompt) - 1 - prompt[::-1].index(GIST)
+        span += [0] * (last + 1) + [1] * (len(prompt) - last - 1 + len(output))
+        is_gist += [t == GIST for t in prompt] + [False] * len(output)
+        starts.append(len(tokens) - len(output) - 1)
+    length = ROWS * (MAX_INSTRUCTION + MAX_GIST + MAX_INPUT + NEW)
+    pad = length - len(tokens)
+    tokens, segment, span, is_gist = (
+        jnp.asarray(np.pad(np.asarray(x, np.int32), (0, pad))[None])
+        for x in (tokens, segment, span, is_gist)
+    )
+    layout = gist.Layout(segment, span, is_gist.astype(bool))
+    bias = gist.mask_to_bias(gist.decoder_mask(layout, condition))
+    hidden = packed_forward(params, config, tokens, gist.positions_of(segment), bias)
+    best = np.asarray(jnp.argmax(llama.logits(params, config, hidden), axis=-1))[0]
+    return [best[start : start + NEW] for start in starts]
+
+
+packed_forward = jax.jit(
+    lambda params, config, *arguments: llama.forward(params, config, *arguments).hidden,
+    static_argnums=1,
+)
+
+
+def until_end(output) -> list[int]:
+    output = [int(t) for t in output]
+    return output[: output.index(EOS) + 1] if EOS in output else output
+
+
+@given(st.lists(row, min_size=1, max_size=ROWS), st.booleans())
+@example([([5], 1, [6])], False)
+@example([([5] * MAX_INSTRUCTION, MAX_GIST, [6] * MAX_INPUT)] * ROWS, True)
+def test_cache_equals_whole_prompt_and_row_equals_row_alone(model, rows, left):
+    heads = [instruction + [GIST] * k for instruction, k, _ in rows]
+    inputs = [input_ for _, _, input_ in rows]
+    prompts = [head + input_ for head, input_ in zip(heads, inputs, strict=True)]
+    whole_length = MAX_INSTRUCTION + MAX_GIST + MAX_INPUT
+
+    whole = run(model, *arrays(prompts, ROWS, whole_length, left))
+    gists = compressed(model, heads, ROWS, left)
+    cached = run(model, *arrays(inputs, ROWS, MAX_INPUT, left), gists)
+    np.testing.assert_array_equal(cached[: len(rows)], whole[: len(rows)])
+
+    outputs = [until_end(output) for output in cached[: len(rows)]]
+    expected = one_by_one(model, prompts, outputs)
+    for output, best in zip(outputs, expected, strict=True):
+        assert output == list(best[: len(output)])
+
+    for i in {0, len(rows) - 1}:
+        alone = compressed(model, heads[i : i + 1], 1)
+        single = run(model, *arrays(inputs[i : i + 1], 1, MAX_INPUT), alone)
+        np.testing.assert_array_equal(single[0], cached[i])
+
+
+@pytest.mark.parametrize("condition", gist.CONDITIONS)
+def test_whole_prompts_under_every_condition(model, condition):
+    rng = np.random.default_rng(0)
+    prompts = [[*rng.integers(3, GIST, n), GIST, GIST, *rng.integers(3, GIST, 5)] for n in (3, 20, 41)]
+    prompts = [[int(t) for t in prompt] for prompt in prompts]
+    outputs = run(model, *arrays(prompts, 3, 64), condition=condition)
+    outputs = [until_end(output) for output in outputs]
+    for output, best in zip(outputs, one_by_one(model, prompts, outputs, condition), strict=True):
+        assert output == list(best[: len(output)])
+
+
+def test_one_cache_for_many_inputs(model):
+    head = [5, 9, 30, 12, GIST, GIST]
+    inputs = [[7, 8, 9], [11], [20, 21, 22, 23, 24]]
+    gists = compressed(model, [head], 1)
+    shared = run(model, *arrays(inputs, 3, MAX_INPUT), gists)
+    repeated = run(model, *arrays(inputs, 3, MAX_INPUT), gists[[0, 0, 0]])
+    np.testing.assert_array_equal(shared, repeated)
+    assert len({tuple(output) for output in shared.tolist()}) == 3
+
+
+def test_shared_cache_is_not_copied_per_row(model):
+    """No array of the compiled program is as large as the keys of the cache times the rows."""
+    config, params = model
+    gists = compressed(model, [[5, GIST]], 1)
+    tokens, segment = arrays([[7]] * ROWS, ROWS, MAX_INPUT)
+    numbers = np.int32(NEW), np.int32(EOS), np.int32(0), None
+    shape = dict(config=config, condition="gist", gist_token=GIST, max_new=NEW)
+    program = generate.lower(params, tokens, segment, gists, *numbers, **shape).compile().as_text()
+    heads, dim = config.num_kv_heads, config.head_dim
+    assert f"f32[1,{heads},{MAX_GIST},{dim}]" in program  # the cache itself
+    assert f"f32[{ROWS},{heads},{MAX_GIST},{dim}]" not in program
+
+
+def test_several_instructions_in_a_row(model):
+    """Gist tokens in the middle of a prompt: its spans hide what came before them."""
+    prompt = [5, 6, 7, GIST, 8, 9, 10, 11, GIST, 12, 13]
+    config, params = model
+    gists = compressed(model, [prompt[:9]], 1)
+    assert np.asarray(gists.layout.segment).sum() == 2
+    whole = run(model, *arrays([prompt], 1, 16))
+    cached = run(model, *arrays([prompt[9:]], 1, MAX_INPUT), gists)
+    np.testing.assert_array_equal(cached, whole)
+
+
+def test_no_gradient_reaches_an_instruction_but_through_gist_positions(tiny):
+    """With the gist keys and values held constant, later logits do not depend on the instruction.
+
+    The constants stand before the sequence as a prefix, and the sequence's own gist keys are hidden
+    from the later tokens, so the logits are those of the plain run.
+    """
+    config, stacked = tiny
+    params = llama.unstacked(stacked)
+    tokens = jnp.array([[5, 6, 7, 8, GIST, GIST, 9, 10, 11]])
+    split, k = 6, 2
+    layout = gist.layout_of(tokens, GIST)
+    positions = gist.positions_of(layout.segment)
+    mask = gist.decoder_mask(layout, "gist")
+    embeddings = params["embedding"][tokens]
+
+    def plain(embeddings):
+        return llama.forward(params, config, embeddings, positions, gist.mask_to_bias(mask))
+
+    gist_slots = jax.tree.map(lambda x: x[:, :, split - k : split], plain(embeddings).cache)
+    later = jnp.arange(tokens.shape[1])[:, None] >= split
+    own = mask & ~(later & layout.is_gist[0])[None, None]
+    constants = jnp.broadcast_to(later, (1, 1, tokens.shape[1], k))
+    bias = gist.mask_to_bias(jnp.concatenate([constants, own], axis=-1))
+
+    def held_constant(embeddings):
+        return llama.forward(params, config, embeddings, positions, bias, prefix=gist_slots)
+
+    def score(forward):
+        return lambda x: jnp.sum(llama.logits(params, config, forward(x).hidden)[:, split:] ** 2)
+
+    np.testing.assert_allclose(
+        held_constant(embeddings).hidden[:, split:], plain(embeddings).hidden[:, split:], atol=1e-5
+    )
+    through_gist = jax.grad(score(plain))(embeddings)[0]
+    without = jax.grad(score(held_constant))(embeddings)[0]
+    instruction, rest = slice(0, split - k), slice(split, None)
+    assert np.all(np.asarray(without[instruction]) == 0)
+    assert np.all(np.abs(through_gist[instruction]).max(axis=-1) > 0)
+    assert np.all(np.abs(without[rest]).max(axis=-1) > 0)
+
+
+def loop_bodies(program: str) -> str:
+    """The text of all computations that the while loops of a compiled program call."""
+    computations = dict(re.findall(r"^%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", program, re.M | re.S))
+    reached, new = set(), set(re.findall(r"body=%?([\w.\-]+)", program))
+    while new:
+        reached |= new
+        called = {
+            name for body in new for name in re.findall(r"%([\w.\-]+)", computations.get(body, ""))
+        }
+        new = {name for name in called if name in computations} - reached
+    return "\n".join(computations[name] for name in sorted(reached))
+
+
+@pytest.mark.parametrize("with_prefix", [False, True])
+def test_a_decode_step_does_not_copy_its_cache(model, with_prefix):
+    """In the compiled loop only the in-place update makes an array of the cache's size."""
+    config, params = model
+    batch, length = 3, 23
+    prefix = compressed(model, [[5, GIST]] * batch, batch) if with_prefix else None
+    tokens, segment = arrays([[7, 8]] * batch, batch, length)
+    numbers = np.int32(NEW), np.int32(EOS), np.int32(0), None
+    shape = dict(config=config, condition="gist", gist_token=GIST, max_new=NEW)
+    program = generate.lower(params, tokens, segment, prefix, *numbers, **shape).compile().as_text()
+    size = batch * config.num_kv_heads * (length + NEW) * config.head_dim
+    makers = [
+        operation
+        for dims, operation in re.findall(r"= \w+\[([\d,]+)\]\S* ([\w\-]+)\(", loop_bodies(program))
+        if np.prod([int(d) for d in dims.split(",")]) == size
+    ]
+    assert makers.count("dynamic-update-slice") == 2 * config.num_layers
+    # Reading an element of a tuple or a parameter, or a view, makes nothing; a fusion's content is
+    # listed with its own computation.
+    nothing = {"dynamic-update-slice", "get-tuple-element", "parameter", "bitcast", "fusion"}
+    assert set(makers) <= nothing
+
+
+def test_limit_below_the_bucket(model):
+    tokens, segment = arrays([[5, GIST, 7]], 1, 16)
+    full, short = run(model, tokens, segment), run(model, tokens, segment, limit=3)
+    np.testing.assert_array_equal(short[0, :3], full[0, :3])
+    assert set(short[0, 3:].tolist()) == {EOS}
+
+
+def test_sampling_rows_do_not_depend_on_the_batch(model):
+    prompts = [[5, 6, GIST, 7], [8, 9, 10, GIST, 11, 12]]
+    how = Sampling(np.float32(1.0), np.int32(0), np.float32(1.0))
+    both = run(model, *arrays(prompts, 2, 16), sampling=how, seed=3)
+    first = run(model, *arrays(prompts[:1], 2, 16), sampling=how, seed=3)
+    np.testing.assert_array_equal(both[0], first[0])
+    other = run(model, *arrays(prompts, 2, 16), sampling=how, seed=4)
+    assert (other != both).any()
+
+
+def test_sampling_follows_the_probabilities_it_is_given():
+    scores = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
+    keys = jax.random.split(jax.random.key(0), 4000)
+
+    def shares(temperature=1.0, top_k=0, top_p=1.0):
+        how = Sampling(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
+        drawn = sample(jnp.broadcast_to(scores, (4000, 4)), keys, how)
+        return np.bincount(np.asarray(drawn), minlength=4) / 4000
+
+    np.testing.assert_allclose(shares(), [0.5, 0.3, 0.15, 0.05], atol=0.03)
+    np.testing.assert_allclose(shares(top_k=2), [0.625, 0.375, 0, 0], atol=0.03)
+    np.testing.assert_allclose(shares(top_p=0.7), [0.625, 0.375, 0, 0], atol=0.03)
+    np.testing.assert_allclose(shares(top_p=0.0), [1, 0, 0, 0])
+    squared = np.array([0.25, 0.09, 0.0225, 0.0025])
+    np.testing.assert_allclose(shares(temperature=0.5), squared / squared.sum(), atol=0.03)
+
+
+def test_buckets():
+    sizes = [bucket(n) for n in range(1, 17)]
+    assert sizes == [1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16, 16, 16, 16]
+    assert [bucket(n, smallest=16) for n in (1, 16, 17, 25, 33, 49)] == [16, 16, 24, 32, 48, 64]
