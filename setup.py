@@ -16,6 +16,7 @@ setup(
     python_requires=">=3.11,<3.14",
     install_requires=[
         "absl-py>=2.1,<3",
+        "datasets>=4,<6",
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
         "huggingface_hub>=1,<3",
@@ -31,6 +32,7 @@ setup(
         "tensorboardX>=2.6.4,<3",
         "tokenizers>=0.22,<0.24",
         "tqdm>=4.67,<5",
+        "transformers>=5,<6",
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],

@@ -13,6 +13,8 @@ from gist_jax.models.config import LlamaConfig
 
 TESTS = pathlib.Path(__file__).parent
 
+# Meshes are tested on simulated devices.
+jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_compilation_cache_dir", str(TESTS.parent / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

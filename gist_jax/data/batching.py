@@ -26,11 +26,11 @@ class Tokenize(grain.transforms.Map):
     max_length: int
 
     def map(self, example: Example) -> Batch:
-        limit = self.max_length + 1  # the last id is only a target
         prompt = instruction_ids(
-            self.tokenizer, example["instruction"], self.num_gist_tokens, limit
+            self.tokenizer, example["instruction"], self.num_gist_tokens, self.max_length
         ) + input_ids(self.tokenizer, example["input"])
-        ids = (prompt + output_ids(self.tokenizer, example["output"]))[:limit]
+        ids = prompt + output_ids(self.tokenizer, example["output"])
+        ids = ids[: self.max_length + 1]  # the last is only a target
         weights = np.zeros(len(ids), np.float32)
         weights[len(prompt) :] = 1
         ids = np.asarray(ids, np.int32)

@@ -1,12 +1,14 @@
-"""Where examples come from: the embedded corpus, or JSON files of one's own."""
+"""Where examples come from: the embedded corpus, or files of one's own."""
 
 import json
 import pathlib
+import tempfile
 from collections.abc import Sequence
 
 from gist_jax.data import instructions
 
 EMBEDDED = "instructions"
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 Example = dict[str, str]  # instruction, input, output
 
 
@@ -15,8 +17,8 @@ def load_splits(source: str) -> dict[str, Sequence[Example]]:
 
     Args:
       source: "instructions" for the embedded corpus; a directory with train.json and any
-        validation_*.json; or one file, which becomes the train split. Files hold a JSON list of
-        records, or one record a line (.jsonl).
+        validation_*.json; or one file, which becomes the train split. See `read_examples` for the
+        kinds of files.
 
     Raises:
       ValueError: if there are no such files or a record is not an example.
@@ -26,7 +28,7 @@ def load_splits(source: str) -> dict[str, Sequence[Example]]:
     path = pathlib.Path(source)
     if path.is_file():
         return {"train": read_examples(path)}
-    files = [f for f in sorted(path.glob("*")) if f.suffix in (".json", ".jsonl")]
+    files = [f for f in sorted(path.glob("*")) if f.suffix in SUFFIXES]
     splits = {f.stem: f for f in files if f.stem == "train" or f.stem.startswith("validation")}
     if not splits:
         raise ValueError(
@@ -37,19 +39,15 @@ def load_splits(source: str) -> dict[str, Sequence[Example]]:
 
 
 def read_examples(path: str | pathlib.Path) -> list[Example]:
-    """Reads the records of a .json or .jsonl file.
+    """Reads records: a JSON list (.json), a record a line (.jsonl), or a table (.csv, .parquet).
 
     Raises:
       ValueError: naming the first record without instruction or output (input may be missing).
     """
     path = pathlib.Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            records = json.loads(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        records = _read_table(path) if path.suffix in (".csv", ".parquet") else _read_json(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read examples from {path}: {error}") from None
     if not isinstance(records, list) or not records:
         raise ValueError(f"{path} must hold a list of records, and at least one")
@@ -64,3 +62,22 @@ def read_examples(path: str | pathlib.Path) -> list[Example]:
                 f"record {i} of {path} must have a non-empty instruction and an output, all texts"
             )
     return [{"input": "", **record} for record in records]
+
+
+def _read_json(path: pathlib.Path):
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    return json.loads(text)
+
+
+def _read_table(path: pathlib.Path) -> list[Example]:
+    import datasets  # takes a second to import
+
+    read = datasets.Dataset.from_csv if path.suffix == ".csv" else datasets.Dataset.from_parquet
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            table = read(str(path), cache_dir=cache, keep_in_memory=True)
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise ValueError(str(error.__cause__ or error)) from None
+        return [{name: text or "" for name, text in row.items()} for row in table]

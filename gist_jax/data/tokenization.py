@@ -109,7 +109,7 @@ class Tokenizer:
 
 
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
-    """Loads a directory with tokenizer.json or tokenizer.model, or such a file.
+    """Loads a Hugging Face tokenizer directory, a tokenizer.json, or a SentencePiece file.
 
     Raises:
       ValueError: if there is no such file, it cannot be read, or it has no end of sequence.
@@ -119,7 +119,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         names = ("tokenizer.json", "tokenizer.model", "spiece.model")
         found = [path / name for name in names if (path / name).exists()]
         if not found:
-            raise ValueError(f"{path} has no {' or '.join(names)}")
+            return _load_converted(path)
         path = found[0]
     if not path.exists():
         raise ValueError(f"there is no tokenizer at {path}")
@@ -143,6 +143,19 @@ def _load_json(path: pathlib.Path) -> Tokenizer:
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"cannot read the tokenizer {path}: {error}") from None
     return from_tokenizers(tokenizer, _special_tokens(path.parent))
+
+
+def _load_converted(directory: pathlib.Path) -> Tokenizer:
+    """A directory in an older layout (vocab.json, merges.txt, …), converted by transformers."""
+    import transformers  # takes seconds to import
+
+    try:
+        converted = transformers.AutoTokenizer.from_pretrained(str(directory))
+    except Exception as error:  # of many kinds
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{directory} holds no tokenizer: {reason}") from None
+    named = {name: getattr(converted, name) for name in SPECIAL_TOKENS}
+    return from_tokenizers(converted.backend_tokenizer, named)
 
 
 def _special_tokens(directory: pathlib.Path) -> dict[str, str | None]:

@@ -34,7 +34,7 @@ def compress(
       have fewer gist tokens, and the position `[B]` of the token that follows each row.
     """
     layout = gist.layout_of(tokens, gist_token, segment)
-    bias = gist.mask_to_bias(gist.decoder_mask(layout, "gist"))
+    bias = gist.mask_to_bias(gist.decoder_mask(layout, "gist"), params["embedding"].dtype)
     cache = llama.forward(params, config, tokens, gist.positions_of(segment), bias).cache
     # Indices of the gist tokens, in order, then of others (for rows with fewer).
     slots = jnp.argsort(~layout.is_gist, axis=1, stable=True)[:, :num_kept]

@@ -50,7 +50,7 @@ def prefill(
         config,
         tokens,
         positions,
-        gist.mask_to_bias(mask),
+        gist.mask_to_bias(mask, params["embedding"].dtype),
         prefix=prefix.cache if prefix is not None else None,
     )
     last = jnp.max(jnp.where(segment > 0, jnp.arange(length), 0), axis=1, keepdims=True)
@@ -111,7 +111,7 @@ def generate(
         keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(row_keys)
         return sample(llama.logits(params, config, hidden)[:, 0], keys, sampling)
 
-    # Slots of the cache: the prompt, padding and all, then the new tokens, which belong to its last span.
+    # Slots of the cache: the prompt, padding and all, then the new tokens, part of its last span.
     room = ((0, 0), (0, 0), (0, max_new), (0, 0))
     cache = jax.tree.map(lambda x: jnp.pad(x, room), prompt.cache)
     new = gist.Layout(
@@ -137,7 +137,7 @@ def generate(
             config,
             state.token[:, None],
             prompt.next_position + state.step - 1,
-            gist.mask_to_bias(mask),
+            gist.mask_to_bias(mask, params["embedding"].dtype),
             cache=state.cache,
             slot=slot,
             prefix=prefix.cache if prefix is not None else None,

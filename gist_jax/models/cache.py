@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 
 @jax.tree_util.register_dataclass
@@ -19,18 +18,9 @@ class KVCache:
     keys: tuple[jax.Array, ...]  # per layer [B, K, S, H]
     values: tuple[jax.Array, ...]
 
-    @classmethod
-    def empty(cls, num_layers: int, shape: tuple[int, ...], dtype) -> "KVCache":
-        """Zeros in every slot; `shape` is `[B, K, S, H]`."""
-        keys, values = (tuple(jnp.zeros(shape, dtype) for _ in range(num_layers)) for _ in range(2))
-        return cls(keys, values)
-
     def layer(self, index: int) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of one layer."""
         return self.keys[index], self.values[index]
-
-    @property
-    def num_slots(self) -> int:
-        return self.keys[0].shape[2]
 
     @property
     def nbytes(self) -> int:

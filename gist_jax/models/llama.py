@@ -193,7 +193,6 @@ def forward(
     else:
         x = tokens.astype(dtype)
     angles = rotary_angles(positions, config.head_dim, config.rope_theta)
-    bias = bias.astype(jnp.promote_types(dtype, bias.dtype))
 
     if stacked:
         x = _scan(model.layers, x, angles, bias, remat, implementation)

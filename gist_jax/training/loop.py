@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import functools
 import math
 import time
@@ -38,20 +39,20 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
 
     Raises:
       Diverged: naming the step. The last checkpoint is from before it.
-      ValueError: if the mesh does not fit the devices or the batch.
     """
     config = run.config
-    mesh = sharding.make_mesh(config)
     optimizer = make_optimizer(config)
-    rows = sharding.batch_sharding(mesh, config.data.batch_size, config.optimizer.accumulate)
-    shapes = jax.eval_shape(run.init)
-    params_on = sharding.param_shardings(mesh, llama.logical_axes(run.model), shapes)
+    replicated = sharding.replicated(run.mesh)
     state_on = TrainState(
-        sharding.replicated(mesh),
-        params_on,
-        sharding.optimizer_shardings(mesh, optimizer, shapes, params_on),
+        replicated,
+        run.params_on,
+        sharding.optimizer_shardings(run.mesh, optimizer, run.shapes, run.params_on),
     )
-    create = jax.jit(lambda p: TrainState(jnp.int32(0), p, optimizer.init(p)), out_shardings=state_on)
+    create = jax.jit(
+        lambda params: TrainState(jnp.int32(0), params, optimizer.init(params)),
+        donate_argnums=0,
+        out_shardings=state_on,
+    )
     step_fn = jax.jit(
         functools.partial(
             train_step,
@@ -61,8 +62,8 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
             accumulate=config.optimizer.accumulate,
         ),
         donate_argnums=0,
-        in_shardings=(state_on, rows),
-        out_shardings=(state_on, sharding.replicated(mesh)),
+        in_shardings=(state_on, run.rows_on),
+        out_shardings=(state_on, replicated),
     )
     batches = training_batches(
         run.splits["train"],
@@ -77,34 +78,36 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
     with Checkpoints(run.workdir / CHECKPOINTS, config.checkpoint.metric) as checkpoints:
         like = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            jax.eval_shape(create, shapes),
+            jax.eval_shape(create, run.shapes),
             state_on,
         )
         restored = checkpoints.restore(like)
         if restored is None:
-            state = create(jax.jit(run.init, out_shardings=params_on)())
+            state = create(run.init())
         else:
             state, data = restored
             batches.set_state(data)
         start = int(state.step)
         writer = MetricsWriter(run.workdir, start, config.to_dict(), config.log.wandb)
         report = _Report(writer, make_schedule(config), config.log.every, start, config.num_steps)
-        pending = None  # metrics of the step before, read while the device works on the next
-        for step in range(start + 1, config.num_steps + 1):
-            state, metrics = step_fn(state, jax.device_put(next(batches), rows))
-            if pending is not None:
-                report(step - 1, pending)
-            pending = metrics
-            evaluates = evaluate is not None and _due(step, config.evaluation.every, config.num_steps)
-            if evaluates or _due(step, config.checkpoint.every, config.num_steps):
-                report(step, metrics)  # raises before a diverged state could be saved
-                pending = None
-                scores = evaluate(state.params, step) if evaluates else None
-                if scores:
-                    writer.write(step, scores)
-                checkpoints.save(state, batches.get_state(), scores)
-        report.close()
-        writer.close()
+        with contextlib.closing(writer), contextlib.closing(report):
+            pending = None  # metrics of the step before, read while the device works on the next
+            for step in range(start + 1, config.num_steps + 1):
+                state, metrics = step_fn(state, jax.device_put(next(batches), run.rows_on))
+                if pending is not None:
+                    report(step - 1, pending)
+                pending = metrics
+                evaluates = evaluate is not None and _due(
+                    step, config.evaluation.every, config.num_steps
+                )
+                if evaluates or _due(step, config.checkpoint.every, config.num_steps):
+                    report(step, metrics)  # raises before a diverged state could be saved
+                    pending = None
+                    scores = evaluate(state.params, step) if evaluates else None
+                    if scores:
+                        writer.write(step, scores)
+                    checkpoints.save(state, batches.get_state(), scores)
+                    report.restart_clock()
     return state
 
 
@@ -118,6 +121,10 @@ class _Report:
     def __init__(self, writer: MetricsWriter, schedule, every: int, start: int, last: int):
         self._writer, self._schedule, self._every = writer, schedule, every
         self._bar = tqdm(total=last, initial=start, unit="step", desc="training")
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leaves out of tokens/s what was done besides training."""
         self._tokens, self._since = 0.0, time.perf_counter()
 
     def __call__(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -131,9 +138,8 @@ class _Report:
         self._tokens += values.pop("tokens")
         if step % self._every:
             return
-        now = time.perf_counter()
-        rate = self._tokens / (now - self._since)
-        self._tokens, self._since = 0.0, now
+        rate = self._tokens / (time.perf_counter() - self._since)
+        self.restart_clock()
         self._bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} tokens/s")
         learning_rate = float(self._schedule(step - 1))
         self._writer.write(step, {**values, "learning_rate": learning_rate, "tokens_per_second": rate})

@@ -1,5 +1,6 @@
 """Where the figures of a run go: JSON lines, TensorBoard, and wandb if asked for."""
 
+import hashlib
 import importlib
 import json
 import os
@@ -28,7 +29,11 @@ class MetricsWriter:
                 raise ValueError(
                     "config.log.wandb needs the package wandb: pip install 'gist_jax[wandb]'"
                 ) from None
-            self._wandb.init(dir=str(workdir), config=config, resume="allow", id=workdir.name)
+            # The same run after a restart, another one in another workdir.
+            run_id = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:16]
+            self._wandb.init(
+                dir=str(workdir), config=config, name=workdir.name, id=run_id, resume="allow"
+            )
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")

@@ -1,12 +1,15 @@
 """From a config and a workdir to all that training needs, checked before anything is computed."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from gist_jax.data import instructions
@@ -22,6 +25,7 @@ from gist_jax.interop import workdir as files
 from gist_jax.interop.huggingface import load_llama
 from gist_jax.models import llama
 from gist_jax.models.config import LlamaConfig
+from gist_jax.training import sharding
 from gist_jax.training.config import validate
 
 
@@ -34,7 +38,11 @@ class Run:
     splits: dict[str, Sequence[Example]]
     tokenizer: Tokenizer
     model: LlamaConfig
-    init: Callable[[], llama.Params]  # the parameters to start from
+    shapes: llama.Params  # of the parameters: ShapeDtypeStructs
+    init: Callable[[], llama.Params]  # the parameters to start from, placed on the mesh
+    mesh: Mesh
+    params_on: Any  # sharding of every parameter
+    rows_on: NamedSharding  # of a batch
 
     @property
     def validation_splits(self) -> dict[str, Sequence[Example]]:
@@ -54,6 +62,8 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
       ValueError: in one sentence, if the config cannot be run, or the workdir holds another run.
     """
     validate(config)
+    mesh = sharding.make_mesh(config)
+    rows_on = sharding.batch_sharding(mesh, config.data.batch_size, config.optimizer.accumulate)
     workdir = pathlib.Path(workdir)
     _check_same_run(config, workdir)
     splits = load_splits(config.data.source)
@@ -63,22 +73,30 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
     if config.pretrained:
         model, params = load_llama(config.pretrained, config.param_dtype)
         model, params = _with_gist_token(model, params, tokenizer)
-        init = lambda: params  # noqa: E731
+        shapes = jax.eval_shape(lambda: params)
     else:
         model = LlamaConfig(vocab_size=tokenizer.vocab_size, **config.model)
-        key = jax.random.key(config.seed)
-        init = lambda: llama.init(model, key, jnp.dtype(config.param_dtype))  # noqa: E731
+        params = functools.partial(
+            llama.init, model, jax.random.key(config.seed), jnp.dtype(config.param_dtype)
+        )
+        shapes = jax.eval_shape(params)
     longest = max(config.data.max_length, config.evaluation.max_input_length)
     if longest + config.evaluation.max_new_tokens > model.max_positions:
         raise ValueError(
             f"prompts of {longest} tokens and {config.evaluation.max_new_tokens} new ones do not fit "
             f"into the model's {model.max_positions} positions"
         )
+    params_on = sharding.param_shardings(mesh, llama.logical_axes(model), shapes)
+    if config.pretrained:
+        init = functools.partial(jax.device_put, params, params_on)
+    else:
+        init = jax.jit(params, out_shardings=params_on)
+    # Nothing is written before all is known to fit.
     workdir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(workdir / files.TOKENIZER)
     files.save_model(workdir, model, config.condition, config.num_gist_tokens)
     files.write_json(workdir / "config.json", config.to_dict())
-    return Run(config, workdir, splits, tokenizer, model, init)
+    return Run(config, workdir, splits, tokenizer, model, shapes, init, mesh, params_on, rows_on)
 
 
 def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:

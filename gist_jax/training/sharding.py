@@ -76,8 +76,12 @@ def param_shardings(mesh: Mesh, logical_axes, shapes):
         if unknown:
             raise ValueError(f"parameter {name} has axis {unknown[0]!r}, for which there is no rule")
         spec = [RULES[axis] for axis in axes]
-        for size, axis in zip(leaf.shape, spec, strict=True):
-            if axis is not None and size % mesh.shape[axis]:
+        for i, (size, axis) in enumerate(zip(leaf.shape, spec, strict=True)):
+            if axis is None or size % mesh.shape[axis] == 0:
+                continue
+            if axes[i] == "vocab":  # the gist token makes 32000 entries 32001: keep them together
+                spec[i] = None
+            else:
                 raise ValueError(
                     f"parameter {name} of shape {leaf.shape} does not divide over the mesh's "
                     f"{mesh.shape[axis]} devices along {axis}"

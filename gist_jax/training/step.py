@@ -38,7 +38,7 @@ def summed_loss(
         a token is the token that follows it; where the weight is 0 it does not matter.
     """
     layout = gist.layout_of(batch["tokens"], objective.gist_token, batch["segment"])
-    bias = gist.mask_to_bias(gist.decoder_mask(layout, objective.condition))
+    bias = gist.mask_to_bias(gist.decoder_mask(layout, objective.condition), jnp.dtype(objective.dtype))
     hidden, _ = llama.forward(
         params,
         config,
@@ -94,7 +94,7 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     metrics = {
         "loss": loss / weight,
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
         "tokens": jnp.sum(batch["segment"] > 0).astype(jnp.float32),
     }
     return TrainState(state.step + 1, params, optimizer_state), metrics

@@ -1,0 +1,259 @@
+"""The Python interface and the command-line doors, on a run of a few steps; and users' mistakes."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import quick
+
+import gist_jax
+from gist_jax import compress, evaluate, generate
+from gist_jax.data.tokenization import load_tokenizer
+from gist_jax.evaluation.predict import read_predictions
+from gist_jax.evaluation.scores import evaluator
+from gist_jax.inference.language_model import LanguageModel
+from gist_jax.models import llama
+from gist_jax.training.loop import train
+from gist_jax.training.metrics import read_metrics
+from gist_jax.training.run import prepare
+
+INSTRUCTIONS = ["Say the last word twice.", "Name the animal in the text, and nothing else."]
+INPUTS = ["tea cup lamp", "red tiger"]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A trained run."""
+    path = tmp_path_factory.mktemp("run")
+    run = prepare(quick.get_config(), path)
+    train(run, evaluator(run))
+    return path
+
+
+@pytest.fixture(scope="module")
+def lm(workdir):
+    return gist_jax.load(workdir)
+
+
+def door(module, monkeypatch, capsys, *arguments: str) -> str:
+    """Runs a door's main in this process; what it printed."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
+    module.main()
+    return capsys.readouterr().out
+
+
+def mistake(module, monkeypatch, capsys, *arguments: str) -> str:
+    """Runs a door that must fail; its one sentence."""
+    with pytest.raises(SystemExit) as error:
+        door(module, monkeypatch, capsys, *arguments)
+    text = error.value.code if isinstance(error.value.code, str) else capsys.readouterr().err
+    assert error.value.code not in (0, None)
+    assert "Traceback" not in text
+    return text
+
+
+def test_evaluation_of_a_run(workdir):
+    scores = read_metrics(workdir)[-1]
+    for split in ("seen", "unseen", "human"):
+        for metric in ("rouge1", "rouge2", "rougeL", "exact_match"):
+            assert 0 <= scores[f"validation_{split}/{metric}"] <= 100
+        assert len(read_predictions(workdir / "predictions" / f"8-validation_{split}.csv")) == 4
+    assert any((workdir / "tensorboard").iterdir())
+
+
+def test_cache_equals_whole_prompt(lm):
+    gists = lm.compress(INSTRUCTIONS)
+    assert len(gists) == 2 and gists.num_gist_tokens == 1
+    settings = dict(inputs=INPUTS, max_new_tokens=8)
+    assert lm.generate(gists, **settings) == lm.generate(instructions=INSTRUCTIONS, **settings)
+    one = lm.generate(gists[0], inputs=INPUTS, max_new_tokens=8)
+    assert one[0] == lm.generate(gists[[0]], inputs=INPUTS[:1], max_new_tokens=8)[0]
+    three = lm.generate(gists[[0, 1, 1]], inputs=[*INPUTS, ""], max_new_tokens=8)
+    assert three[:2] == lm.generate(gists, **settings)
+
+
+def test_one_compilation_per_bucket(lm):
+    from gist_jax.inference.generate import generate as compiled
+
+    lm.generate(instructions=INSTRUCTIONS[:1], inputs=["tea"], max_new_tokens=5)
+    before = compiled._cache_size()
+    lm.generate(instructions=INSTRUCTIONS[:1], inputs=["red cup"], max_new_tokens=7)
+    assert compiled._cache_size() == before
+
+
+def test_save_and_load(lm, tmp_path):
+    gists = lm.compress(INSTRUCTIONS)
+    gists.save(tmp_path / "x.gist.safetensors")
+    loaded = gist_jax.GistCache.load(tmp_path / "x.gist.safetensors")
+    assert jax.tree.structure(loaded) == jax.tree.structure(gists)
+    for ours, theirs in zip(jax.tree.leaves(loaded), jax.tree.leaves(gists), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.gist.safetensors"]
+
+
+def test_bfloat16_caches_keep_their_dtype_and_model(workdir, lm, tmp_path):
+    half = gist_jax.load(workdir, dtype="bfloat16")
+    assert half.fingerprint == lm.fingerprint
+    half.compress(INSTRUCTIONS).save(tmp_path / "x")
+    loaded = gist_jax.GistCache.load(tmp_path / "x")
+    assert loaded.cache.keys[0].dtype == "bfloat16"
+    assert len(half.generate(loaded, inputs=INPUTS, max_new_tokens=4)) == 2
+
+
+def test_doors(workdir, lm, tmp_path, monkeypatch, capsys):
+    file, predictions = str(tmp_path / "x.gist.safetensors"), str(tmp_path / "preds.csv")
+    model = f"--model={workdir}"
+    spoken = [f"--instruction={text}" for text in INSTRUCTIONS]
+    given = [f"--input={text}" for text in INPUTS]
+    door(compress, monkeypatch, capsys, model, *spoken, f"--output={file}")
+    cached = door(generate, monkeypatch, capsys, model, f"--gist={file}", *given)
+    whole = door(generate, monkeypatch, capsys, model, *spoken, *given)
+    expected = lm.generate(instructions=INSTRUCTIONS, inputs=INPUTS)
+    assert cached == whole == "\n".join(expected) + "\n"
+
+    small = ["--num_examples=6", "--max_new_tokens=8", "--split=validation_unseen"]
+    scores = door(evaluate, monkeypatch, capsys, model, *small, f"--output={predictions}")
+    assert len(read_predictions(predictions)) == 6
+    assert scores == door(evaluate, monkeypatch, capsys, f"--predictions={predictions}")
+    assert scores.startswith("rouge1 ")
+
+
+def test_mistakes_with_gist_files(workdir, lm, tmp_path, monkeypatch, capsys):
+    model, given = f"--model={workdir}", "--input=tea"
+    file = tmp_path / "x.gist.safetensors"
+    lm.compress(INSTRUCTIONS).save(file)
+
+    missing = mistake(generate, monkeypatch, capsys, model, "--gist=nowhere", given)
+    assert missing.startswith("error: cannot read the gist cache nowhere")
+    for size in (0, 5, 200, file.stat().st_size - 1):
+        (tmp_path / "cut").write_bytes(file.read_bytes()[:size])
+        cut = mistake(generate, monkeypatch, capsys, model, f"--gist={tmp_path}/cut", given)
+        assert cut.startswith("error: cannot read the gist cache")
+    number = mistake(generate, monkeypatch, capsys, model, f"--gist={file}", *[given] * 3)
+    assert number == "error: there are 2 gist caches for 3 inputs: give one, or one for each"
+
+    for other in (
+        dict(params=jax.tree.map(lambda x: x * 1.5, llama.init(lm.config, jax.random.key(0)))),
+        dict(
+            params=llama.init(lm.config, jax.random.key(0)),
+            tokenizer=dataclasses.replace(lm.tokenizer, bos_id=None),
+        ),
+    ):
+        settings = dict(config=lm.config, tokenizer=lm.tokenizer, num_gist_tokens=1) | other
+        LanguageModel.from_params(**settings).compress(INSTRUCTIONS[:1]).save(file)
+        made = mistake(generate, monkeypatch, capsys, model, f"--gist={file}", given)
+        assert made == "error: the gist cache was made by another model or tokenizer"
+
+
+def test_mistakes_with_instructions(workdir, lm, tmp_path, monkeypatch, capsys):
+    model, output = f"--model={workdir}", f"--output={tmp_path}/x"
+
+    def refused(instruction):
+        return mistake(compress, monkeypatch, capsys, model, f"--instruction={instruction}", output)
+
+    assert refused("  ") == "error: the instruction is empty: there is nothing to compress"
+    assert "but the model has only 96 positions" in refused("word " * 100)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="there is no instruction"):
+        lm.compress([])
+    with pytest.raises(ValueError, match="as a list of texts"):
+        lm.compress("Say the last word.")
+    with pytest.raises(ValueError, match="96 positions"):
+        lm.generate(instructions=INSTRUCTIONS[:1], inputs=["tea"], max_new_tokens=90)
+    with pytest.raises(ValueError, match="either gists or instructions"):
+        lm.generate(inputs=["tea"])
+    with pytest.raises(ValueError, match="must not be negative"):
+        lm.generate(instructions=INSTRUCTIONS[:1], inputs=["tea"], temperature=-1)
+
+
+def test_models_that_cannot_compress(lm):
+    control = dataclasses.replace(lm, condition="neg_control")
+    with pytest.raises(ValueError, match="trained as neg_control"):
+        control.compress(INSTRUCTIONS)
+    small = dataclasses.replace(lm.config, vocab_size=lm.config.vocab_size - 1)
+    with pytest.raises(ValueError, match="this model has no gist token"):
+        dataclasses.replace(lm, config=small).compress(INSTRUCTIONS)
+
+
+def test_mistakes_with_models(tmp_path, workdir, monkeypatch, capsys):
+    arguments = "--instruction=x", f"--output={tmp_path}/x"
+    missing = mistake(compress, monkeypatch, capsys, "--model=./nowhere", *arguments)
+    assert missing == "error: there is no directory ./nowhere"
+    empty = mistake(compress, monkeypatch, capsys, f"--model={tmp_path}", *arguments)
+    assert "neither a trained run nor a Hugging Face checkpoint" in empty
+    split = mistake(evaluate, monkeypatch, capsys, f"--model={workdir}", "--split=test")
+    assert split.startswith("error: there is no split 'test': choose from train")
+    both = mistake(evaluate, monkeypatch, capsys)
+    assert "give either --model or --predictions" in both
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("num_gist_tokens", 0, "config.num_gist_tokens must be at least 1, but is 0"),
+        ("condition", "gits", "config.condition is 'gits' but must be one of gist"),
+        ("data.batch_size", 6, "a batch of 6 rows in 1 microbatch.* does not divide over the 4 devices"),
+        ("mesh.fsdp", 3, "does not fit the 4 devices"),
+        ("optimizer.accumulate", 3, "must be a multiple of config.optimizer.accumulate"),
+        ("data.source", "/nowhere", "/nowhere is neither 'instructions', nor a file"),
+        ("data.tokenizer", "/nowhere", "there is no tokenizer at /nowhere"),
+        ("data.max_length", 95, "do not fit into the model's 96 positions"),
+        ("model.num_kv_heads", 3, r"num_heads \(2\) must be a multiple of num_kv_heads \(3\)"),
+    ],
+)
+def test_mistakes_in_a_config(field, value, sentence, tmp_path):
+    config = quick.get_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=sentence):
+        prepare(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_field_in_a_config_file(tmp_path):
+    config = quick.get_config()
+    with config.unlocked():
+        config.optimizer.learning_rat = 0.1
+    with pytest.raises(ValueError, match="unknown config field optimizer.learning_rat"):
+        prepare(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--config=tests/quick.py", "--workdir=X", "--config.optimizer.learning_rat=1"],
+            "learning_rat",
+        ),
+        (["--config=tests/quick.py"], "workdir"),
+        (["--config=tests/nowhere.py", "--workdir=X"], "nowhere.py"),
+        (["--config=tests/quick.py", "--workdir=X", "--config.num_gist_tokens=0"], "at least 1"),
+        (["--config=tests/quick.py", "--workdir=X", "--config.num_steps=few"], "num_steps"),
+    ],
+)
+def test_mistakes_of_the_train_door(arguments, sentence, tmp_path):
+    root = pathlib.Path(__file__).parent.parent
+    arguments = [a.replace("=X", f"={tmp_path}/run") for a in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "gist_jax.train", *arguments], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode in (1, 2)
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_survives_being_saved(lm, tmp_path):
+    lm.tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.fingerprint() == lm.tokenizer.fingerprint()
+    assert again.gist_id == lm.tokenizer.gist_id
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["eos_token"] == "</s>"
+    text = "say <GIST> twice </s>"
+    assert again.gist_id not in again.encode(text) and again.eos_id not in again.encode(text)
