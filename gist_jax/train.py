@@ -5,7 +5,6 @@ where a run was stopped.
 """
 
 import pathlib
-import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -19,6 +18,17 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "File with a get_confi
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and figures of the run.")
 
 
+def _parse(argv: list[str]) -> list[str]:
+    """Parses flags; what is wrong with them is a ValueError."""
+    flags.mark_flags_as_required(["config", "workdir"])
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:  # of ml_collections
+        raise ValueError(f"unknown config field {str(error).strip(chr(39) + chr(34))}") from None
+    except flags.Error as error:
+        raise ValueError(str(error)) from None
+
+
 def _main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # or Orbax tells of every file it writes
     if len(argv) > 1:
@@ -28,13 +38,8 @@ def _main(argv: list[str]) -> None:
 
 
 def main() -> None:
-    flags.mark_flags_as_required(["config", "workdir"])
     with one_sentence_errors():
-        try:
-            argv = flags.FLAGS(sys.argv)
-        except (AttributeError, KeyError) as error:
-            raise ValueError(f"unknown config field: {error.args[0]}") from None
-        app.run(_main, argv=argv)
+        app.run(_main, flags_parser=_parse)
 
 
 if __name__ == "__main__":
