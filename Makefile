@@ -1,4 +1,9 @@
 # Both targets make their own environment, and are quick when it exists.
+# Without these glibc gives the memory of every training step back to the system: a fifth of the time.
+export MALLOC_ARENA_MAX = 1
+export MALLOC_MMAP_THRESHOLD_ = 2000000000
+export MALLOC_TRIM_THRESHOLD_ = 2000000000
+
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo

@@ -38,6 +38,6 @@ setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "wandb": ["wandb>=0.20,<1"],
-        "test": ["hypothesis>=6.130,<7", "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.9,<1"],
+        "test": ["hypothesis>=6.130,<7", "pytest>=8,<10", "ruff>=0.9,<1"],
     },
 )

@@ -1,4 +1,4 @@
-"""A small LLaMA on the embedded instruction corpus: minutes on two CPU cores."""
+"""A small LLaMA on the embedded instruction corpus: two minutes on two CPU cores."""
 
 from ml_collections import ConfigDict
 
@@ -7,14 +7,14 @@ from gist_jax.training.config import default
 
 def get_config() -> ConfigDict:
     config = default()
-    config.num_steps = 1000
+    config.num_steps = 1900
     config.dtype = "float32"
-    config.model.update(
-        hidden_size=64, intermediate_size=192, num_layers=3, num_heads=4, num_kv_heads=4, head_dim=16
-    )
-    config.model.update(max_positions=512, initializer_range=0.05)
-    config.data.update(batch_size=32, max_length=64, pack=True)
-    config.optimizer.update(learning_rate=3e-3, warmup_steps=100, b2=0.98)
+    # Prompts have some 25 tokens: a small rope_theta lets so small a model tell positions apart.
+    config.model.update(hidden_size=96, intermediate_size=192, num_layers=3, rope_theta=100.0)
+    config.model.update(num_heads=3, num_kv_heads=3, head_dim=32, max_positions=512)
+    config.model.update(tie_embeddings=True, initializer_range=0.05)
+    config.data.update(batch_size=22, max_length=96, pack=True)
+    config.optimizer.update(learning_rate=4e-3, warmup_steps=100, b2=0.98)
     config.evaluation.update(every=0, num_examples=500, max_new_tokens=16, max_input_length=64)
-    config.checkpoint.every = 250
+    config.checkpoint.every = 500
     return config

@@ -11,12 +11,12 @@ from gist_jax.training.config import default
 
 def get_config() -> ConfigDict:
     config = default()
-    config.num_steps = 1100
+    config.num_steps = 2000
     config.dtype = "float32"
-    config.model.update(hidden_size=160, intermediate_size=448, num_layers=4)
-    config.model.update(num_heads=5, num_kv_heads=5, head_dim=32, max_positions=1024)
-    config.data.update(source="superni", tokenizer="bpe:4096", batch_size=16, max_length=256, pack=True)
-    config.optimizer.update(learning_rate=2e-3, warmup_steps=100, b2=0.98, weight_decay=0.01)
+    config.model.update(hidden_size=192, intermediate_size=512, num_layers=4, tie_embeddings=True)
+    config.model.update(num_heads=6, num_kv_heads=6, head_dim=32, max_positions=1024)
+    config.data.update(source="", tokenizer="bpe:4096", batch_size=8, max_length=256, pack=True)
+    config.optimizer.update(learning_rate=1.5e-3, warmup_steps=100, b2=0.98, weight_decay=0.01)
     config.evaluation.update(every=0, num_examples=300, max_new_tokens=32, max_input_length=320)
     config.checkpoint.every = 100
     return config

@@ -1,8 +1,8 @@
 """Gisting in JAX: language models that compress prompts into a few cached gist tokens.
 
 lm = gist_jax.load("workdir, directory or hub id")
-gists = lm.compress(["Say the last word twice."])
-lm.generate(gists, inputs=["tea cup lamp"])
+gists = lm.compress(["Say the last word two times."])
+lm.generate(gists, inputs=["red tiger hammer"])
 """
 
 from gist_jax.inference.gist_cache import GistCache

@@ -11,13 +11,27 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 @contextlib.contextmanager
 def one_sentence_errors():
-    """Prints a ValueError or OSError on stderr and exits with 1; Ctrl-C exits with 130."""
+    """Prints a user's mistake on stderr and exits with 1; Ctrl-C exits with 130.
+
+    A ValueError raised by this package is a user's mistake, and so is a file that cannot be used. Any
+    other ValueError is a fault of ours and keeps its traceback.
+    """
     try:
         yield
     except (ValueError, OSError) as error:
+        if isinstance(error, ValueError) and not _raised_here(error):
+            raise
         sys.exit("error: " + " ".join(str(error).split()))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _raised_here(error: ValueError) -> bool:
+    last = error.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    module = last.tb_frame.f_globals.get("__name__", "")
+    return module == "__main__" or module.startswith("gist_jax.")
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -5,11 +5,14 @@ python -m gist_jax.demo --output=demo
 
 import pathlib
 import runpy
+from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from gist_jax.benchmark.prefill import prefill_costs
 from gist_jax.command_line import one_sentence_errors, parser
+from gist_jax.data.sources import Example, load_splits
 from gist_jax.data.tokenization import instruction_ids
 from gist_jax.evaluation import report
 from gist_jax.evaluation.scores import evaluator
@@ -20,12 +23,7 @@ from gist_jax.training.loop import train
 from gist_jax.training.metrics import read_metrics
 from gist_jax.training.run import prepare
 
-# Not in the training corpus.
-EXAMPLES = (
-    ("Write the last word three times.", "tiger bread hammer"),
-    ("Name the animal in the text.", "green bread tiger museum"),
-    ("Place lamp after the words.", "bread tiger red"),
-)
+SHOWN = 3  # unseen instructions to compress
 BATCH = 64
 
 
@@ -42,23 +40,31 @@ def main() -> None:
         report.write_figure(output / "results.png", table)
         print(report.as_text(table), end="\n\n")
         model = load(output / "gist")
-        _show_generation(model)
-        _show_prefill(model)
+        examples = load_splits(_config(options.config).data.source)["validation_unseen"]
+        _show_generation(model, [examples[i] for i in range(SHOWN)])
+        _show_prefill(model, examples[0]["instruction"], [examples[i]["input"] for i in range(BATCH)])
         print(f"\nIn {output}/: results.csv, results.png, and a workdir with checkpoints per condition.")
 
 
+def _config(file: str) -> ConfigDict:
+    return runpy.run_path(file)["get_config"]()
+
+
 def _trained(config_file: str, condition: str, workdir: pathlib.Path) -> dict[str, float]:
-    """Scores after the last step; a run that was stopped goes on, one that is done is only read."""
-    config = runpy.run_path(config_file)["get_config"]()
+    """Scores of the best checkpoint; a run that was stopped goes on, one that is done is only read."""
+    config = _config(config_file)
     config.condition = condition
     print(f"{condition}: {config.num_steps} steps in {workdir}", flush=True)
     run = prepare(config, workdir)
     train(run, evaluator(run))
-    return next(line for line in reversed(read_metrics(workdir)) if "validation_seen/rougeL" in line)
+    metric = config.checkpoint.metric
+    evaluated = [line for line in read_metrics(workdir) if metric in line]
+    best = max(evaluated, key=lambda line: (line[metric], line["step"]))
+    return {name: value for name, value in best.items() if "/" in name}
 
 
-def _show_generation(model: LanguageModel) -> None:
-    instructions, inputs = zip(*EXAMPLES, strict=True)
+def _show_generation(model: LanguageModel, examples: Sequence[Example]) -> None:
+    instructions, inputs = ([e[field] for e in examples] for field in ("instruction", "input"))
     gists = model.compress(instructions)
     cached = model.generate(gists, inputs=inputs, max_new_tokens=16)
     full = model.generate(instructions=instructions, inputs=inputs, max_new_tokens=16)
@@ -69,13 +75,13 @@ def _show_generation(model: LanguageModel) -> None:
         print(f"input            {inputs[i]}")
         print(f"from the cache   {cached[i]}")
         print(f"from the prompt  {full[i]}")
+        print(f"reference        {examples[i]['output']}")
         print(f"cache            {tokens * per_token:,.0f} -> {gists[i].nbytes:,} bytes\n")
 
 
-def _show_prefill(model: LanguageModel) -> None:
-    instruction, text = EXAMPLES[0]
-    without, cached = prefill_costs(model, instruction, [text] * BATCH)
-    print(f"prefill of {BATCH} inputs   tokens a row      MFLOPs          ms")
+def _show_prefill(model: LanguageModel, instruction: str, inputs: Sequence[str]) -> None:
+    without, cached = prefill_costs(model, instruction, inputs)
+    print(f"prefill of {len(inputs)} inputs   tokens a row      MFLOPs          ms")
     for name, cost in (("whole prompt", without), ("gist cache", cached)):
         figures = f"{cost.tokens:12d}{cost.flops / 1e6:12.1f}{1e3 * cost.seconds:12.2f}"
         print(f"{name:22}{figures}")

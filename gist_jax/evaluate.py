@@ -12,6 +12,14 @@ from gist_jax.data.sources import EMBEDDED, load_splits
 from gist_jax.evaluation.predict import predict, read_predictions, write_predictions
 from gist_jax.evaluation.rouge import score
 from gist_jax.inference.load import load
+from gist_jax.training.config import default
+
+FIELDS = {
+    "num_examples": "only the first so many examples",
+    "batch_size": "prompts at a time",
+    "max_new_tokens": "longest output",
+    "max_input_length": "tokens of a prompt; the inputs of longer ones are cut",
+}
 
 
 def main() -> None:
@@ -19,14 +27,11 @@ def main() -> None:
     add_model(arguments, required=False)
     arguments.add_argument("--predictions", help="score this CSV (columns reference, prediction)")
     arguments.add_argument("--split", default="validation_seen")
-    arguments.add_argument(
-        "--source", help="data, as config.data.source; by default what the workdir was trained on"
-    )
     arguments.add_argument("--output", help="CSV to write the predictions to")
-    arguments.add_argument("--num_examples", type=int, help="only the first so many")
-    arguments.add_argument("--batch_size", type=int, default=64)
-    arguments.add_argument("--max_new_tokens", type=int, default=64)
-    arguments.add_argument("--max_input_length", type=int, default=512, help="tokens of a prompt")
+    same = "by default as the run evaluates itself"
+    arguments.add_argument("--source", help=f"data, as config.data.source; {same}")
+    for name, what in FIELDS.items():
+        arguments.add_argument(f"--{name}", type=int, help=f"{what}; {same}")
     options = arguments.parse_args()
     if (options.model is None) == (options.predictions is None):
         arguments.error("give either --model or --predictions")
@@ -37,28 +42,25 @@ def main() -> None:
 
 
 def _predict(options) -> list[dict[str, str]]:
-    splits = load_splits(options.source or _trained_on(options.model))
+    path = pathlib.Path(options.model) / "config.json"
+    of_run = json.loads(path.read_text()) if path.exists() else {}
+    settings = {}
+    for name in FIELDS:
+        given, otherwise = getattr(options, name), default().evaluation[name]
+        settings[name] = of_run.get("evaluation", {}).get(name, otherwise) if given is None else given
+        if settings[name] < 1:
+            raise ValueError(f"--{name} must be at least 1, but is {settings[name]}")
+    splits = load_splits(options.source or of_run.get("data", {}).get("source", EMBEDDED))
     if options.split not in splits:
         raise ValueError(f"there is no split {options.split!r}: choose from {', '.join(splits)}")
     examples = splits[options.split]
-    count = min(options.num_examples or len(examples), len(examples))
-    records = predict(
-        load(options.model, options.dtype),
-        [examples[i] for i in range(count)],
-        batch_size=options.batch_size,
-        max_new_tokens=options.max_new_tokens,
-        max_input_length=options.max_input_length,
-        description=options.split,
-    )
+    count = min(settings.pop("num_examples"), len(examples))
+    chosen = [examples[i] for i in range(count)]
+    model = load(options.model, options.dtype)
+    records = predict(model, chosen, **settings, description=options.split)
     if options.output:
         write_predictions(options.output, records)
     return records
-
-
-def _trained_on(model: str) -> str:
-    path = pathlib.Path(model) / "config.json"
-    fields = json.loads(path.read_text()) if path.exists() else {}
-    return fields.get("data", {}).get("source", EMBEDDED)
 
 
 if __name__ == "__main__":

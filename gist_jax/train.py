@@ -33,7 +33,11 @@ def _main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # or Orbax tells of every file it writes
     if len(argv) > 1:
         raise ValueError(f"unexpected argument {argv[1]!r}: settings are written --config.name=value")
-    run = prepare(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+    try:
+        config = _CONFIG.value
+    except (ValueError, OSError) as error:  # there is no such file
+        raise ValueError(str(error)) from None
+    run = prepare(config, pathlib.Path(_WORKDIR.value))
     train(run, evaluator(run))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from gist_jax import gist
 from gist_jax.inference.compress import compress
-from gist_jax.inference.generate import generate
+from gist_jax.inference.generate import generate, prefill
 from gist_jax.inference.gist_cache import GistCache
 from gist_jax.models import llama
 from gist_jax.training.config import default
@@ -111,14 +111,9 @@ def test_gist_cache(case, golden, golden_model, separate):
 def test_logits_from_the_cache(case, golden, golden_model, separate):
     config, gists = golden_model[0], compressed(case, golden_model[0], separate)
     tokens = jnp.asarray(case.tokens[:, case.split :])
-    length, before = tokens.shape[1], case.num_gist_tokens
-    layout = gist.continued(gists.layout, gist.layout_of(tokens, config.vocab_size - 1))
-    mask = gist.visible(layout, gist.joined(gists.layout, layout), "gist")
-    mask &= gist.causal(length, before + length, first_slot=before)
-    positions = gist.positions_of(layout.segment) + gists.offset[:, None]
-    bias = gist.mask_to_bias(mask)
-    hidden = llama.forward(separate, config, tokens, positions, bias, prefix=gists.cache).hidden
-    ours = llama.logits(separate, config, hidden)
+    shape = dict(config=config, condition="gist", gist_token=config.vocab_size - 1)
+    prompt = prefill(separate, tokens, jnp.ones_like(tokens), gists, **shape)
+    ours = llama.logits(separate, config, prompt.hidden)
     published = golden[f"{case.name}/gist_cache/logits_after"]
     np.testing.assert_allclose(ours[:, -published.shape[1] :], published, rtol=0, atol=2e-4)
 

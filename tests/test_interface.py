@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -10,20 +11,24 @@ import jax
 import numpy as np
 import pytest
 import quick
+import tokenizers
 
 import gist_jax
 from gist_jax import compress, evaluate, generate
-from gist_jax.data.tokenization import load_tokenizer
+from gist_jax.data import instructions
+from gist_jax.data.tokenization import SPECIAL_TOKENS, from_tokenizers, load_tokenizer, train_bpe
 from gist_jax.evaluation.predict import read_predictions
 from gist_jax.evaluation.scores import evaluator
+from gist_jax.inference.compress import compress as compress_compiled
+from gist_jax.inference.generate import generate as compiled
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.models import llama
 from gist_jax.training.loop import train
 from gist_jax.training.metrics import read_metrics
 from gist_jax.training.run import prepare
 
-INSTRUCTIONS = ["Say the last word twice.", "Name the animal in the text, and nothing else."]
-INPUTS = ["tea cup lamp", "red tiger"]
+INSTRUCTIONS = ["Say the last word two times.", "Name the animal in the input, and nothing else."]
+INPUTS = ["red hammer tiger", "cow cake"]
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +83,12 @@ def test_cache_equals_whole_prompt(lm):
 
 
 def test_one_compilation_per_bucket(lm):
-    from gist_jax.inference.generate import generate as compiled
-
-    lm.generate(instructions=INSTRUCTIONS[:1], inputs=["tea"], max_new_tokens=5)
-    before = compiled._cache_size()
-    lm.generate(instructions=INSTRUCTIONS[:1], inputs=["red cup"], max_new_tokens=7)
-    assert compiled._cache_size() == before
+    lm.generate(instructions=INSTRUCTIONS[:1], inputs=["red cow"], max_new_tokens=5)
+    lm.compress(INSTRUCTIONS)
+    before = compiled._cache_size(), compress_compiled._cache_size()
+    lm.generate(instructions=INSTRUCTIONS[:1], inputs=["red cow dog"], max_new_tokens=7)
+    lm.compress(["Say red.", "Say the first word of the input."])
+    assert (compiled._cache_size(), compress_compiled._cache_size()) == before
 
 
 def test_save_and_load(lm, tmp_path):
@@ -94,6 +99,15 @@ def test_save_and_load(lm, tmp_path):
     for ours, theirs in zip(jax.tree.leaves(loaded), jax.tree.leaves(gists), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert [p.name for p in tmp_path.iterdir()] == ["x.gist.safetensors"]
+
+
+def test_rows_of_a_cache(lm):
+    gists = lm.compress(INSTRUCTIONS)
+    assert len(gists[np.int64(1)]) == len(gists[-1]) == 1
+    np.testing.assert_array_equal(gists[[1, 0]].offset, gists.offset[::-1])
+    for rows in (2, [0, 2], [-3]):
+        with pytest.raises(IndexError):
+            gists[rows]
 
 
 def test_bfloat16_caches_keep_their_dtype_and_model(workdir, lm, tmp_path):
@@ -124,7 +138,7 @@ def test_doors(workdir, lm, tmp_path, monkeypatch, capsys):
 
 
 def test_mistakes_with_gist_files(workdir, lm, tmp_path, monkeypatch, capsys):
-    model, given = f"--model={workdir}", "--input=tea"
+    model, given = f"--model={workdir}", "--input=red"
     file = tmp_path / "x.gist.safetensors"
     lm.compress(INSTRUCTIONS).save(file)
 
@@ -164,11 +178,11 @@ def test_mistakes_with_instructions(workdir, lm, tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="as a list of texts"):
         lm.compress("Say the last word.")
     with pytest.raises(ValueError, match="96 positions"):
-        lm.generate(instructions=INSTRUCTIONS[:1], inputs=["tea"], max_new_tokens=90)
+        lm.generate(instructions=INSTRUCTIONS[:1], inputs=["red"], max_new_tokens=90)
     with pytest.raises(ValueError, match="either gists or instructions"):
-        lm.generate(inputs=["tea"])
+        lm.generate(inputs=["red"])
     with pytest.raises(ValueError, match="must not be negative"):
-        lm.generate(instructions=INSTRUCTIONS[:1], inputs=["tea"], temperature=-1)
+        lm.generate(instructions=INSTRUCTIONS[:1], inputs=["red"], temperature=-1)
 
 
 def test_models_that_cannot_compress(lm):
@@ -178,6 +192,26 @@ def test_models_that_cannot_compress(lm):
     small = dataclasses.replace(lm.config, vocab_size=lm.config.vocab_size - 1)
     with pytest.raises(ValueError, match="this model has no gist token"):
         dataclasses.replace(lm, config=small).compress(INSTRUCTIONS)
+
+
+def test_a_checkpoint_that_was_not_trained_for_gisting(tmp_path):
+    """Its vocabulary is padded, so the id of the gist token has a row, but not a trained one."""
+    golden = pathlib.Path(__file__).parent / "golden" / "llama"
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / file).write_bytes((golden / file).read_bytes())
+    tokenizer = train_bpe(["a b"], 260)
+    vocabulary = {f"t{i}": i for i in range(tokenizer.vocab_size)}
+    for size in (60, 102):  # the model has 103 rows
+        names = [*list(vocabulary)[: size - 3], "<pad>", "<s>", "</s>"]
+        words = tokenizers.models.WordLevel({name: i for i, name in enumerate(names)}, "<pad>")
+        from_tokenizers(tokenizers.Tokenizer(words), SPECIAL_TOKENS).save(tmp_path)
+        if size == 102:  # the gist token is the last row: a gist checkpoint, as published
+            assert len(gist_jax.load(tmp_path).compress(["t1 t2"])) == 1
+        else:
+            # Without the gist token that our own loader added.
+            (tmp_path / "tokenizer.json").write_text(tokenizers.Tokenizer(words).to_str())
+            with pytest.raises(ValueError, match="this model has no gist token"):
+                gist_jax.load(tmp_path).compress(["t1 t2"])
 
 
 def test_mistakes_with_models(tmp_path, workdir, monkeypatch, capsys):
@@ -203,7 +237,14 @@ def test_mistakes_with_models(tmp_path, workdir, monkeypatch, capsys):
         ("optimizer.accumulate", 3, "must be a multiple of config.optimizer.accumulate"),
         ("data.source", "/nowhere", "/nowhere is neither 'instructions', nor a file"),
         ("data.tokenizer", "/nowhere", "there is no tokenizer at /nowhere"),
-        ("data.max_length", 95, "do not fit into the model's 96 positions"),
+        ("data.max_length", 97, "do not fit into the model's 96 positions"),
+        ("evaluation.max_input_length", 90, "do not fit into the model's 96 positions"),
+        ("num_gist_tokens", 30, "leaves no room for an instruction with 30 gist"),
+        ("optimizer.clip_norm", 0.0, "config.optimizer.clip_norm must be above 0"),
+        ("optimizer.warmup_steps", -1, "config.optimizer.warmup_steps must not be negative"),
+        ("checkpoint.metric", "seen/rougeL", "but the splits are train, validation_seen"),
+        ("data.source", "", "config.data.source is empty"),
+        ("log.wandb", True, "needs the package wandb"),
         ("model.num_kv_heads", 3, r"num_heads \(2\) must be a multiple of num_kv_heads \(3\)"),
     ],
 )
@@ -257,3 +298,13 @@ def test_a_tokenizer_survives_being_saved(lm, tmp_path):
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["eos_token"] == "</s>"
     text = "say <GIST> twice </s>"
     assert again.gist_id not in again.encode(text) and again.eos_id not in again.encode(text)
+
+
+def test_the_readme_speaks_the_vocabulary_of_the_corpus():
+    """Its examples would otherwise be unknown words to the model of the demo."""
+    readme = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+    tokenizer = instructions.load_tokenizer()
+    spoken = re.findall(r'(?:compress\(|inputs=|--instruction=|--input=|^ {13})\[?"(.*)"', readme, re.M)
+    assert len(spoken) >= 5
+    for text in spoken:
+        assert tokenizer.token_to_id("<unk>") not in tokenizer.encode(text.replace('"', " ")).ids, text

@@ -38,6 +38,10 @@ def test_sigkill_at_three_random_moments(tmp_path):
     subprocess.run(command(undisturbed), check=True, capture_output=True)
 
     rng = random.Random()
+    for _ in range(2):  # while it starts: nothing that is half written may count
+        with subprocess.Popen(command(killed), stderr=subprocess.DEVNULL) as process:
+            time.sleep(rng.uniform(1, 6))
+            process.kill()
     for _ in range(3):
         # After some further steps, and then at any moment: in a step, a save or an evaluation.
         wanted = len(lines(killed)) + rng.randint(1, 12)

@@ -1,23 +1,28 @@
 """Losses do not depend on the mesh, on accumulation or on packing; a stopped run goes on exactly."""
 
 import functools
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import quick
+import tokenizers
 
+import gist_jax
 from gist_jax.data import instructions
 from gist_jax.data.batching import training_batches
 from gist_jax.data.tokenization import SPECIAL_TOKENS, from_tokenizers
 from gist_jax.interop import workdir as files
+from gist_jax.interop.huggingface import load_llama
 from gist_jax.models import llama
 from gist_jax.training import loop, sharding
 from gist_jax.training.config import default
 from gist_jax.training.metrics import read_metrics
 from gist_jax.training.optimizer import make_optimizer, make_schedule
-from gist_jax.training.run import prepare
+from gist_jax.training.run import prepare, with_gist_token
 from gist_jax.training.step import Objective, TrainState, summed_loss, train_step
 
 GIST = 40
@@ -155,14 +160,42 @@ def test_batches_go_on_where_they_were(pack):
         np.testing.assert_array_equal(value, expected[name])
 
 
-def test_long_examples_keep_their_gist_tokens():
-    example = {"instruction": "word " * 100, "input": "tea", "output": "cup"}
+@pytest.mark.parametrize("field", ["instruction", "input", "output"])
+def test_long_examples_keep_their_gist_tokens_and_an_output(field):
+    example = {"instruction": "Say red.", "input": "cow", "output": "red"}
+    example[field] = "dog " * 100
     batch = next(
         training_batches(
-            [example], tokenizer(), num_gist_tokens=3, batch_size=1, max_length=20, pack=False, seed=0
+            [example], tokenizer(), num_gist_tokens=3, batch_size=1, max_length=24, pack=False, seed=0
         )
     )
-    assert (batch["tokens"] == tokenizer().gist_id).sum() == 3
+    tokens, targets, weights = (batch[name][0] for name in ("tokens", "targets", "weights"))
+    assert (tokens == tokenizer().gist_id).sum() == 3
+    # Right before the first output token stands what asks for it.
+    first = int(np.argmax(weights))
+    assert tokenizer().decode(tokens[first - 1 : first + 1]) == "output :"
+    written = tokenizer().decode(targets[weights > 0]).split()
+    assert set(written) == {"dog" if field == "output" else "red"}
+    assert len(written) == (24 + 1 - (first + 1) if field == "output" else 1)
+
+
+def test_packed_rows_hold_the_same_examples():
+    settings = dict(num_gist_tokens=1, batch_size=3, max_length=80, seed=0)
+    source = instructions.Corpus("train")
+    packed = next(training_batches(source, tokenizer(), **settings, pack=True))
+    single = training_batches(source, tokenizer(), **settings, pack=False)
+    known = {}
+    for plain in (next(single) for _ in range(8)):
+        for i, segment in enumerate(plain["segment"]):
+            tokens, weights = (plain[name][i][segment > 0] for name in ("tokens", "weights"))
+            known[tuple(tokens)] = tuple(weights)
+    assert (packed["segment"].max(axis=1) >= 2).all()
+    for row in range(3):
+        for number in range(1, packed["segment"][row].max() + 1):
+            kept = packed["segment"][row] == number
+            tokens = tuple(packed["tokens"][row][kept])
+            assert known[tokens] == tuple(packed["weights"][row][kept])
+            np.testing.assert_array_equal(packed["targets"][row][kept][:-1], tokens[1:])
 
 
 def losses(workdir):
@@ -225,5 +258,98 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
 def test_another_config_in_the_same_workdir_is_refused(undisturbed):
     config = quick.get_config()
     config.optimizer.learning_rate = 0.5
-    with pytest.raises(ValueError, match="holds a run whose config.optimizer"):
+    with pytest.raises(ValueError, match="holds a run whose config.optimizer.learning_rate is 0.01"):
         prepare(config, undisturbed)
+
+
+def test_a_run_goes_on_with_another_mesh(undisturbed, tmp_path):
+    config = quick.get_config()
+    config.checkpoint.every = 4
+
+    def stop(params, step):
+        if config.mesh.fsdp == 1:
+            raise InterruptedError
+        return {}
+
+    with pytest.raises(InterruptedError):
+        loop.train(prepare(config, tmp_path), stop)
+    config.mesh.update(data=1, fsdp=4)
+    loop.train(prepare(config, tmp_path), stop)
+    ours, theirs = (dict(losses(path)) for path in (tmp_path, undisturbed))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_start_that_was_killed_while_it_described_the_run(tmp_path):
+    """config.json is written last: without it nothing in the workdir counts."""
+    prepare(quick.get_config(), tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / files.TOKENIZER / "tokenizer.json").write_text("{")
+    assert prepare(quick.get_config(), tmp_path).tokenizer.vocab_size == tokenizer().vocab_size
+
+
+@pytest.mark.parametrize(("param_dtype", "accumulate"), [("float32", 1), ("bfloat16", 4)])
+def test_bfloat16(tiny, reference, param_dtype, accumulate):
+    config, params = tiny
+    recipe = default()
+    recipe.optimizer.update(learning_rate=1e-2, warmup_steps=0)
+    optimizer = make_optimizer(recipe)
+    params = jax.tree.map(lambda x: x.astype(param_dtype), params)
+    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+    step = functools.partial(
+        train_step,
+        config=config,
+        objective=Objective("gist", GIST, dtype="bfloat16"),
+        optimizer=optimizer,
+        accumulate=accumulate,
+    )
+    state, metrics = jax.jit(step)(state, random_batch())
+    assert metrics["loss"] == pytest.approx(reference[0], rel=0.02)
+    assert state.params["embedding"].dtype == param_dtype
+
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "llama"
+
+
+@pytest.mark.parametrize("vocab_size", [101, 103])
+def test_a_gist_token_is_the_mean_of_the_others(vocab_size):
+    """Rows are added where there are too few, and padding does not count."""
+    _, params = load_llama(GOLDEN)
+    gist_id = 101
+    before = {"embedding": params["embedding"][:vocab_size]}
+    before["head"] = {"kernel": params["head"]["kernel"][:, :vocab_size]}
+    after = with_gist_token(before, gist_id, 103)
+    rows = before["embedding"][:gist_id]
+    np.testing.assert_allclose(after["embedding"][gist_id], rows.mean(axis=0), atol=1e-6)
+    column = before["head"]["kernel"][:, :gist_id].mean(axis=1)
+    np.testing.assert_allclose(after["head"]["kernel"][:, gist_id], column, atol=1e-6)
+    np.testing.assert_array_equal(after["embedding"][:gist_id], rows)
+    assert after["embedding"].shape[0] == after["head"]["kernel"].shape[1] == 103
+
+
+def test_finetuning_a_checkpoint(tmp_path):
+    """A Hugging Face checkpoint without gist token: extended, trained, stopped, and gone on with."""
+    (tmp_path / "base").mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / "base" / file).write_bytes((GOLDEN / file).read_bytes())
+    words = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(100))]
+    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "<pad>")
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "base" / "tokenizer.json"))
+    records = [{"instruction": f"w{i}", "input": f"w{i + 1}", "output": f"w{i + 2}"} for i in range(50)]
+    (tmp_path / "train.json").write_text(json.dumps(records))
+    config = quick.get_config()
+    config.pretrained = str(tmp_path / "base")
+    config.data.source = str(tmp_path / "train.json")
+    config.num_steps = 4
+
+    run = prepare(config, tmp_path / "run")
+    assert run.model.vocab_size == 104 and run.tokenizer.gist_id == 103
+    start = run.init()
+    mean = np.mean(start["embedding"][:103], axis=0)
+    np.testing.assert_allclose(start["embedding"][103], mean, atol=1e-6)
+    state = loop.train(run)
+    assert int(state.step) == 4
+    again = loop.train(prepare(config, tmp_path / "run"))
+    np.testing.assert_array_equal(again.params["embedding"], state.params["embedding"])
+    assert len(gist_jax.load(tmp_path / "run").compress(["w1 w2"])) == 1

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from gist_jax.data.tokenization import input_ids, instruction_ids
+from gist_jax.inference.buckets import padded_rows
 from gist_jax.inference.generate import prefill
 from gist_jax.inference.gist_cache import GistCache
 from gist_jax.inference.language_model import LanguageModel
@@ -57,10 +57,7 @@ def _compiled(
     model: LanguageModel, rows: list[list[int]], prefix: GistCache | None
 ) -> tuple[float, Callable[[], None]]:
     """FLOPs of the compiled prefill of these rows, and a function that runs it once."""
-    shape = len(rows), max(map(len, rows))
-    tokens, segment = np.full(shape, model.tokenizer.pad_id, np.int32), np.zeros(shape, np.int32)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)], segment[i, : len(row)] = row, 1
+    tokens, segment = padded_rows(rows, model.tokenizer.pad_id, to_buckets=False)
 
     @functools.partial(jax.jit, static_argnames="config")
     def first_scores(params, tokens, segment, prefix, config):
@@ -73,7 +70,7 @@ def _compiled(
             condition=model.condition,
             gist_token=model.tokenizer.gist_id,
         )
-        return llama.logits(params, config, prompt.hidden), prompt.cache
+        return llama.logits(params, config, prompt.at_last(prompt.hidden)), prompt.cache
 
     arguments = jax.device_put((model.params, tokens, segment, prefix))
     program = first_scores.lower(*arguments, model.config).compile()

@@ -7,7 +7,7 @@ import grain
 import numpy as np
 
 from gist_jax.data.sources import Example
-from gist_jax.data.tokenization import Tokenizer, input_ids, instruction_ids, output_ids
+from gist_jax.data.tokenization import Tokenizer, output_ids, prompt_ids
 
 Batch = dict[str, np.ndarray]
 
@@ -17,8 +17,8 @@ class Tokenize(grain.transforms.Map):
     """One example to next-token prediction arrays of its own length, at most `max_length`.
 
     Gives tokens and targets, int32 `[T]`, and weights, float32 `[T]`: 1 where the target belongs to
-    the output, the only place where there is a loss. What is too long is cut at the end, but an
-    instruction only so far that its gist tokens stay.
+    the output, the only place where there is a loss. In an example that is too long the prompt is cut
+    (see `prompt_ids`), down to half of the length, and then the output.
     """
 
     tokenizer: Tokenizer
@@ -26,11 +26,16 @@ class Tokenize(grain.transforms.Map):
     max_length: int
 
     def map(self, example: Example) -> Batch:
-        prompt = instruction_ids(
-            self.tokenizer, example["instruction"], self.num_gist_tokens, self.max_length
-        ) + input_ids(self.tokenizer, example["input"])
-        ids = prompt + output_ids(self.tokenizer, example["output"])
-        ids = ids[: self.max_length + 1]  # the last is only a target
+        length = self.max_length + 1  # the last id is only a target
+        output = output_ids(self.tokenizer, example["output"])
+        prompt = prompt_ids(
+            self.tokenizer,
+            example["instruction"],
+            example["input"],
+            self.num_gist_tokens,
+            max(length - len(output), length // 2),
+        )
+        ids = (prompt + output)[:length]
         weights = np.zeros(len(ids), np.float32)
         weights[len(prompt) :] = 1
         ids = np.asarray(ids, np.int32)

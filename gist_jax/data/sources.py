@@ -25,11 +25,18 @@ def load_splits(source: str) -> dict[str, Sequence[Example]]:
     """
     if source == EMBEDDED:
         return {split: instructions.Corpus(split) for split in instructions.SPLITS}
+    if not source:
+        raise ValueError("config.data.source is empty: give a directory or a file of records")
     path = pathlib.Path(source)
     if path.is_file():
         return {"train": read_examples(path)}
     files = [f for f in sorted(path.glob("*")) if f.suffix in SUFFIXES]
-    splits = {f.stem: f for f in files if f.stem == "train" or f.stem.startswith("validation")}
+    splits: dict[str, pathlib.Path] = {}
+    for file in files:
+        if file.stem == "train" or file.stem.startswith("validation"):
+            if file.stem in splits:
+                raise ValueError(f"{source} has both {splits[file.stem].name} and {file.name}")
+            splits[file.stem] = file
     if not splits:
         raise ValueError(
             f"{source} is neither {EMBEDDED!r}, nor a file, nor a directory with train.json or "

@@ -133,6 +133,8 @@ def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
     backend = _SentencePieceBackend(path)
     pieces = backend.processor
     size = pieces.get_piece_size()
+    if pieces.eos_id() < 0:
+        raise ValueError(f"the tokenizer {path} has no end-of-sequence token")
     bos, pad = pieces.bos_id(), pieces.pad_id()
     return Tokenizer(backend, size + 1, size, pieces.eos_id(), bos if bos >= 0 else None, max(pad, 0))
 
@@ -231,6 +233,23 @@ def instruction_ids(
 def input_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of what follows the gist tokens, up to where the output begins."""
     return tokenizer.encode(f"Input: {text}\nOutput:" if text.strip() else "Output:")
+
+
+def prompt_ids(
+    tokenizer: Tokenizer, instruction: str, text: str, num_gist_tokens: int, max_length: int
+) -> list[int]:
+    """Ids of a whole prompt, at most `max_length`.
+
+    Where there are too many, the end of the input goes first, then that of the instruction. The gist
+    tokens and what asks for the output stay.
+    """
+    rest = input_ids(tokenizer, text)
+    # What follows the input's own text: the line break and "Output:".
+    asking = len(rest) - len(tokenizer.encode(f"Input: {text}")) if text.strip() else len(rest)
+    head = instruction_ids(tokenizer, instruction, num_gist_tokens, max_length - asking)
+    cut = max(len(head) + len(rest) - max_length, 0)
+    split = len(rest) - asking
+    return head + rest[: split - cut] + rest[split:]
 
 
 def output_ids(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -1,14 +1,14 @@
 """Outputs of a model for the examples of a split, as records and as CSV."""
 
 import csv
-import os
 import pathlib
 from collections.abc import Sequence
 
 from tqdm import tqdm
 
 from gist_jax.data.sources import Example
-from gist_jax.data.tokenization import input_ids, instruction_ids
+from gist_jax.data.tokenization import prompt_ids
+from gist_jax.files import whole_file
 from gist_jax.inference.language_model import LanguageModel
 
 FIELDS = ("instruction", "input", "reference", "prediction")
@@ -26,14 +26,12 @@ def predict(
     """Greedy outputs from the whole prompts, under the mask the model was trained with.
 
     Prompts are batched by length, so that little is padded; records keep the order of the examples.
-    A prompt longer than `max_input_length` is cut as in training.
+    A prompt longer than `max_input_length` is cut, see `prompt_ids`.
     """
     prompts = []
     for example in examples:
-        head = instruction_ids(
-            model.tokenizer, example["instruction"], model.num_gist_tokens, max_input_length
-        )
-        prompts.append((head + input_ids(model.tokenizer, example["input"]))[:max_input_length])
+        texts = example["instruction"], example["input"]
+        prompts.append(prompt_ids(model.tokenizer, *texts, model.num_gist_tokens, max_input_length))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
     with tqdm(total=len(prompts), desc=description, unit="example", leave=False) as bar:
@@ -51,14 +49,10 @@ def predict(
 
 def write_predictions(path: str | pathlib.Path, records: Sequence[dict[str, str]]) -> None:
     """Writes records as CSV, whole or not at all."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
         writer.writerows(records)
-    os.replace(beside, path)
 
 
 def read_predictions(path: str | pathlib.Path) -> list[dict[str, str]]:

@@ -1,12 +1,12 @@
 """Gisting beside its controls: a table, a CSV and a figure of the same numbers."""
 
 import csv
-import os
 import pathlib
 
 from matplotlib.figure import Figure
 
 from gist_jax.evaluation.rouge import recovery
+from gist_jax.files import whole_file
 from gist_jax.gist import CONDITIONS
 
 SHOWN = {"rougeL": "ROUGE-L", "exact_match": "exact match"}
@@ -44,12 +44,10 @@ def as_text(table: list[dict[str, str | float]]) -> str:
 
 def write_csv(path: pathlib.Path, table: list[dict[str, str | float]]) -> None:
     """Writes the table, whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", newline="") as file:
+    with whole_file(path) as beside, beside.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(table)
-    os.replace(beside, path)
 
 
 def write_figure(path: pathlib.Path, table: list[dict[str, str | float]]) -> None:
@@ -76,6 +74,5 @@ def write_figure(path: pathlib.Path, table: list[dict[str, str | float]]) -> Non
         panel.set(title=metric, ylim=(0, 105), ylabel="percent")
         panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False)
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
-    figure.savefig(beside, dpi=150)
-    os.replace(beside, path)
+    with whole_file(path) as beside:
+        figure.savefig(beside, dpi=150)

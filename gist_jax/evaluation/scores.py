@@ -14,7 +14,7 @@ def evaluator(run: Run) -> Evaluate:
     It generates for every validation split, writes `predictions/STEP-SPLIT.csv` into the workdir,
     and returns scores named "split/metric".
     """
-    options = run.config.evaluation
+    options, splits = run.config.evaluation, run.validation_splits()
 
     def evaluate(params: llama.Params, step: int) -> dict[str, float]:
         model = LanguageModel.from_params(
@@ -26,7 +26,7 @@ def evaluator(run: Run) -> Evaluate:
             dtype=run.config.dtype,
         )
         scores = {}
-        for split, examples in run.validation_splits.items():
+        for split, examples in splits.items():
             records = predict(
                 model,
                 examples,

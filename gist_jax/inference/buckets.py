@@ -6,16 +6,23 @@ import numpy as np
 
 
 def bucket(size: int, smallest: int = 1) -> int:
-    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, … that is at least `size`."""
+    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, … that holds `size`; from `smallest` on."""
     power = smallest
     while power < size:
         power *= 2
     return power // 4 * 3 if power >= 4 and power > smallest and power // 4 * 3 >= size else power
 
 
-def padded_rows(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ragged rows of ids to tokens and segment, int32 `[B, T]` of bucket sizes, padded at the end."""
-    shape = bucket(len(rows)), bucket(max(len(row) for row in rows), smallest=16)
+def padded_rows(
+    rows: Sequence[Sequence[int]], pad_id: int, to_buckets: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ragged rows of ids to tokens and segment, int32 `[B, T]`, padded at the end.
+
+    B and T are bucket sizes, or else the number of rows and the length of the longest.
+    """
+    shape = len(rows), max(len(row) for row in rows)
+    if to_buckets:
+        shape = bucket(shape[0]), bucket(shape[1], smallest=16)
     tokens, segment = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row

@@ -15,12 +15,17 @@ from gist_jax.models.config import LlamaConfig
 
 
 class Prompt(NamedTuple):
-    """What is known once a prompt has been read."""
+    """What is known once a prompt has been read. A batch of prompts is padded to T tokens."""
 
-    hidden: jax.Array  # [B, 1, D] final hidden state of the last token of each row
+    hidden: jax.Array  # [B, T, D] final hidden states
     cache: KVCache  # T slots
     layout: gist.Layout  # [B, T] of those slots
-    next_position: jax.Array  # int32 [B, 1]
+    positions: jax.Array  # int32 [B, T]
+    last: jax.Array  # int32 [B, 1] index of the last token of each row
+
+    def at_last(self, x: jax.Array) -> jax.Array:
+        """The entries `[B, 1, …]` of `[B, T, …]` at the last token of each row."""
+        return jnp.take_along_axis(x, self.last.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
 
 
 def prefill(
@@ -37,12 +42,10 @@ def prefill(
     length = tokens.shape[1]
     layout = gist.layout_of(tokens, gist_token, segment)
     positions = gist.positions_of(segment)
-    keys, num_before = layout, 0
     if prefix is not None:
-        num_before = prefix.num_gist_tokens
-        positions = positions + prefix.offset[:, None]
         layout = gist.continued(prefix.layout, layout)
-        keys = gist.joined(prefix.layout, layout)
+        positions = positions + prefix.offset[:, None]
+    keys, num_before = _behind(prefix, layout)
     mask = gist.visible(layout, keys, condition)
     mask &= gist.causal(length, num_before + length, first_slot=num_before)
     hidden, cache = llama.forward(
@@ -54,9 +57,14 @@ def prefill(
         prefix=prefix.cache if prefix is not None else None,
     )
     last = jnp.max(jnp.where(segment > 0, jnp.arange(length), 0), axis=1, keepdims=True)
-    hidden = jnp.take_along_axis(hidden, last[:, :, None], axis=1)
-    next_position = jnp.take_along_axis(positions, last, axis=1) + 1
-    return Prompt(hidden, cache, layout, next_position)
+    return Prompt(hidden, cache, layout, positions, last)
+
+
+def _behind(prefix: GistCache | None, layout: gist.Layout) -> tuple[gist.Layout, int]:
+    """The layout of all keys, those of the prefix first, and how many those are."""
+    if prefix is None:
+        return layout, 0
+    return gist.joined(prefix.layout, layout), prefix.num_gist_tokens
 
 
 class _State(NamedTuple):
@@ -104,6 +112,7 @@ def generate(
     batch, length = tokens.shape
     shape = dict(config=config, condition=condition, gist_token=gist_token)
     prompt = prefill(params, tokens, segment, prefix, **shape)
+    next_position = prompt.at_last(prompt.positions) + 1
 
     row_keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.arange(batch))
 
@@ -119,11 +128,7 @@ def generate(
         jnp.broadcast_to(gist.next_span(prompt.layout), (batch, max_new)),
         jnp.zeros((batch, max_new), bool),
     )
-    keys = gist.joined(prompt.layout, new)
-    num_before = 0
-    if prefix is not None:
-        num_before = prefix.num_gist_tokens
-        keys = gist.joined(prefix.layout, keys)
+    keys, num_before = _behind(prefix, gist.joined(prompt.layout, new))
     of_new = gist.visible(jax.tree.map(lambda x: x[:, :1], new), keys, condition)
 
     def unfinished(state: _State):
@@ -136,7 +141,7 @@ def generate(
             params,
             config,
             state.token[:, None],
-            prompt.next_position + state.step - 1,
+            next_position + state.step - 1,
             gist.mask_to_bias(mask, params["embedding"].dtype),
             cache=state.cache,
             slot=slot,
@@ -151,5 +156,5 @@ def generate(
 
     output = jnp.full((batch, max_new), eos_token, jnp.int32)
     start = _State(jnp.int32(0), output[:, 0], cache, output, jnp.all(segment == 0, axis=1))
-    start = advanced(start, choose(prompt.hidden, 0))
+    start = advanced(start, choose(prompt.at_last(prompt.hidden), 0))
     return jax.lax.while_loop(unfinished, decode, start).output

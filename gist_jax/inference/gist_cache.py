@@ -1,7 +1,6 @@
 """What remains of compressed instructions, in memory and as a file."""
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
+from gist_jax.files import whole_file
 from gist_jax.gist import Layout
 from gist_jax.models.cache import KVCache
 
@@ -36,13 +36,9 @@ class GistCache:
         return self.offset.shape[0]
 
     def __getitem__(self, rows: int | slice | Sequence[int]) -> "GistCache":
-        if isinstance(rows, int):
-            if not -len(self) <= rows < len(self):
-                raise IndexError(f"row {rows} of a cache of {len(self)} instructions")
-            rows = [rows]
-        if not isinstance(rows, slice):
-            rows = np.asarray(rows)
-        return jax.tree.map(lambda x: x[rows], self)
+        # NumPy raises IndexError for a row there is not, where JAX would take the last one.
+        index = np.atleast_1d(np.arange(len(self))[rows])
+        return jax.tree.map(lambda x: x[index], self)
 
     @property
     def num_gist_tokens(self) -> int:
@@ -59,7 +55,6 @@ class GistCache:
 
         The file appears whole or not at all.
         """
-        path = pathlib.Path(path)
         tensors = {
             "keys": jnp.stack(self.cache.keys),
             "values": jnp.stack(self.cache.values),
@@ -67,13 +62,8 @@ class GistCache:
             "span": self.layout.span,
             "offset": self.offset,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with whole_file(path) as beside:
             save_file(tensors, beside, {"format": FORMAT, "fingerprint": self.fingerprint})
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> "GistCache":
@@ -88,7 +78,8 @@ class GistCache:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise ValueError(f"cannot read the gist cache {path}: {error}") from None
-        if metadata.get("format") != FORMAT:
+        complete = {"keys", "values", "segment", "span", "offset"} <= tensors.keys()
+        if metadata.get("format") != FORMAT or "fingerprint" not in metadata or not complete:
             raise ValueError(f"{path} is not a gist cache of format {FORMAT}")
         segment = tensors["segment"]
         return cls(

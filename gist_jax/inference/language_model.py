@@ -1,6 +1,7 @@
 """A model with its tokenizer: text in, text out."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -25,16 +26,22 @@ def model_fingerprint(params: llama.Params, config: LlamaConfig, tokenizer: Toke
     The sample is rounded to bfloat16, so that a model keeps its fingerprint in every dtype.
     """
 
-    @jax.jit
-    def samples(leaves):
-        # Strides spread 64 values over the whole array; summing them would hide exchanged values.
-        flat = [leaf.reshape(-1) for leaf in leaves]
-        return [x[:: max(x.size // 64, 1)][:64].astype(jnp.bfloat16) for x in flat]
-
     digest = hashlib.sha256(f"{config} {tokenizer.fingerprint()}".encode())
-    for values in samples(jax.tree.leaves(params)):
+    for values in _samples(jax.tree.leaves(params)):
         digest.update(np.asarray(values).tobytes())
     return digest.hexdigest()[:16]
+
+
+@jax.jit
+def _samples(leaves: list[jax.Array]) -> list[jax.Array]:
+    # Strides spread 64 values over the whole array; a sum would hide exchanged values.
+    flat = [leaf.reshape(-1) for leaf in leaves]
+    return [x[:: max(x.size // 64, 1)][:64].astype(jnp.bfloat16) for x in flat]
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _for_inference(params: llama.Params, dtype: str) -> llama.Params:
+    return jax.tree.map(lambda x: x.astype(dtype), llama.unstacked(params))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +68,8 @@ class LanguageModel:
     ) -> "LanguageModel":
         """Casts stacked parameters once and takes their layers apart."""
         fingerprint = model_fingerprint(params, config, tokenizer)
-        cast = jax.jit(lambda p: jax.tree.map(lambda x: x.astype(dtype), llama.unstacked(p)))
-        return cls(config, cast(params), tokenizer, num_gist_tokens, condition, fingerprint)
+        params = _for_inference(params, dtype)
+        return cls(config, params, tokenizer, num_gist_tokens, condition, fingerprint)
 
     def compress(self, instructions: Sequence[str]) -> GistCache:
         """Compresses instructions of any lengths in one batch.
@@ -120,14 +127,11 @@ class LanguageModel:
         if (gists is None) == (instructions is None):
             raise ValueError("give either gists or instructions")
         rows = [input_ids(self.tokenizer, text) for text in _texts("input", inputs)]
-        first = 0
         if gists is None:
             heads = _one_each("instruction", _texts("instruction", instructions), len(rows))
             rows = [self._instruction_ids(head) + row for head, row in zip(heads, rows, strict=True)]
         else:
             self._check_cache(gists, len(rows))
-            first = int(np.max(gists.offset))
-        self._check_positions(first + max(map(len, rows)) + max_new_tokens)
         sampling = _sampling(temperature, top_k, top_p)
         ids = self.generate_ids(rows, gists, max_new_tokens, sampling, seed)
         return [self.tokenizer.decode(row) for row in ids]
@@ -140,9 +144,15 @@ class LanguageModel:
         sampling: Sampling | None = None,
         seed: int = 0,
     ) -> np.ndarray:
-        """The token ids, int32 `[len(rows), max_new_tokens]`, that continue rows of token ids."""
+        """The token ids, int32 `[len(rows), max_new_tokens]`, that continue rows of token ids.
+
+        Raises:
+          ValueError: if there are more tokens than the model has positions.
+        """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, but is {max_new_tokens}")
+        before = 0 if gists is None else int(np.max(gists.offset))
+        self._check_positions(before + max(map(len, rows)) + max_new_tokens)
         tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
         if gists is not None and len(gists) > 1 and len(gists) != len(tokens):
             # Rows of padding need a cache too: any will do.
@@ -154,7 +164,7 @@ class LanguageModel:
             gists,
             np.int32(max_new_tokens),
             np.int32(self.tokenizer.eos_id),
-            np.int32(seed),
+            np.uint32(seed % 2**32),
             sampling,
             config=self.config,
             condition=self.condition,
@@ -204,7 +214,7 @@ def _one_each(kind: str, texts: list[str], count: int) -> list[str]:
 
 
 def _sampling(temperature: float, top_k: int, top_p: float) -> Sampling | None:
-    if temperature < 0 or top_k < 0 or not 0 <= top_p <= 1:
+    if temperature < 0 or not 0 <= top_k < 2**31 or not 0 <= top_p <= 1:
         raise ValueError("temperature and top_k must not be negative, and top_p must be in 0 … 1")
     if temperature == 0:
         return None

@@ -1,6 +1,5 @@
 """Finding a model by a path or a hub id."""
 
-import json
 import pathlib
 
 import huggingface_hub
@@ -8,7 +7,7 @@ import huggingface_hub
 from gist_jax.data.tokenization import load_tokenizer
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.interop import workdir
-from gist_jax.interop.huggingface import load_llama
+from gist_jax.interop.huggingface import has_gist_token, load_llama, read_config
 
 
 def load(path: str | pathlib.Path, dtype: str = "float32") -> LanguageModel:
@@ -31,11 +30,13 @@ def load(path: str | pathlib.Path, dtype: str = "float32") -> LanguageModel:
         tokenizer = load_tokenizer(directory / workdir.TOKENIZER)
         params, _ = workdir.load_params(directory)
     elif (directory / "config.json").exists():
-        fields = json.loads((directory / "config.json").read_text())
-        gist = fields.get("gist", {})
-        condition, num_gist_tokens = gist.get("condition", "gist"), gist.get("num_gist_tokens", 1)
+        fields = read_config(directory)
         config, params = load_llama(directory)
         tokenizer = load_tokenizer(directory)
+        gist = fields.get("gist", {})
+        condition = gist.get("condition", "gist")
+        trained = has_gist_token(fields, tokenizer.vocab_size)
+        num_gist_tokens = gist.get("num_gist_tokens", 1) if trained else 0
     else:
         raise ValueError(f"{directory} holds neither a trained run nor a Hugging Face checkpoint")
     return LanguageModel.from_params(

@@ -70,7 +70,10 @@ def _open_shards(directory: pathlib.Path) -> dict[str, Any]:
     """Tensor name -> open safetensors file."""
     index = directory / "model.safetensors.index.json"
     if index.exists():
-        files = set(json.loads(index.read_text())["weight_map"].values())
+        weight_map = json.loads(index.read_text()).get("weight_map")
+        if not weight_map:
+            raise ValueError(f"{index} has no weight_map")
+        files = set(weight_map.values())
     else:
         files = {"model.safetensors"}
     tensors = {}
@@ -83,16 +86,37 @@ def _open_shards(directory: pathlib.Path) -> dict[str, Any]:
     return tensors
 
 
-def load_llama(directory: str | pathlib.Path, dtype=None) -> tuple[LlamaConfig, llama.Params]:
-    """Configuration and stacked parameters of the checkpoint in a directory.
+def read_config(directory: str | pathlib.Path) -> dict[str, Any]:
+    """The fields of a checkpoint's config.json.
 
     Raises:
-      FileNotFoundError: if there is no config.json.
+      ValueError: if there is none or it is no JSON.
+    """
+    path = pathlib.Path(directory) / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+
+
+def has_gist_token(fields: dict[str, Any], tokenizer_size: int) -> bool:
+    """Whether a checkpoint was trained with the gist token of its tokenizer.
+
+    It says so under the key "gist", or its vocabulary ends with that token, as in the published
+    checkpoints. A vocabulary that is merely padded beyond the tokenizer's does not count.
+    """
+    return "gist" in fields or fields.get("vocab_size") == tokenizer_size
+
+
+def load_llama(directory: str | pathlib.Path, dtype=None) -> tuple[LlamaConfig, llama.Params]:
+    """Configuration and stacked parameters, NumPy arrays, of the checkpoint in a directory.
+
+    Raises:
       ValueError: naming a file that cannot be read, or a tensor that is missing, left over or
         misshapen.
     """
     directory = pathlib.Path(directory)
-    config = llama_config(json.loads((directory / "config.json").read_text()))
+    config = llama_config(read_config(directory))
     tensors = _open_shards(directory)
     shapes = jax.eval_shape(lambda: llama.init(config, jax.random.key(0)))
     expected = {"/".join(str(k.key) for k in path): s for path, s in jax.tree.leaves_with_path(shapes)}
@@ -119,7 +143,7 @@ def load_llama(directory: str | pathlib.Path, dtype=None) -> tuple[LlamaConfig, 
         node, *parents, leaf = [params, *path.split("/")]
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = jnp.asarray(value, dtype)
+        node[leaf] = value if dtype is None else value.astype(jnp.dtype(dtype))
     left_over = [name for name in tensors if not name.endswith("rotary_emb.inv_freq")]
     if left_over:
         raise ValueError(f"the checkpoint has tensors that LLaMA does not: {', '.join(left_over[:3])}")

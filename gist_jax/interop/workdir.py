@@ -8,26 +8,26 @@ checkpoints/     Orbax, one directory a step
 
 import dataclasses
 import json
-import os
 import pathlib
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from gist_jax.files import whole_file
 from gist_jax.models import llama
 from gist_jax.models.config import LlamaConfig
 
 CHECKPOINTS = "checkpoints"
+CONFIG = "config.json"
 MODEL = "model.json"
 TOKENIZER = "tokenizer"
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes beside and renames, so that the file is whole or as before."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(beside, path)
+    """Writes a JSON file, whole or not at all."""
+    with whole_file(path) as beside:
+        beside.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def save_model(workdir: pathlib.Path, config: LlamaConfig, condition: str, num_gist_tokens: int) -> None:
@@ -42,10 +42,18 @@ def save_model(workdir: pathlib.Path, config: LlamaConfig, condition: str, num_g
 
 
 def load_model(workdir: pathlib.Path) -> tuple[LlamaConfig, str, int]:
-    """Reads model.json: shape of the model, condition, number of gist tokens."""
-    description = json.loads((workdir / MODEL).read_text())
-    config = LlamaConfig(**description["config"])
-    return config, description["condition"], description["num_gist_tokens"]
+    """Reads model.json: shape of the model, condition, number of gist tokens.
+
+    Raises:
+      ValueError: if there is none or it lacks something.
+    """
+    path = workdir / MODEL
+    try:
+        description = json.loads(path.read_text())
+        config = LlamaConfig(**description["config"])
+        return config, description["condition"], description["num_gist_tokens"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
 
 
 def load_params(workdir: pathlib.Path) -> tuple[llama.Params, int]:
@@ -58,7 +66,7 @@ def load_params(workdir: pathlib.Path) -> tuple[llama.Params, int]:
     directory = workdir / CHECKPOINTS
     if not directory.is_dir():
         raise ValueError(f"{workdir} has no checkpoint yet")
-    metric = json.loads((workdir / "config.json").read_text())["checkpoint"]["metric"]
+    metric = json.loads((workdir / CONFIG).read_text())["checkpoint"]["metric"]
     with ocp.training.Checkpointer(directory.resolve()) as checkpoints:
         steps = checkpoints.checkpoints
         if not steps:

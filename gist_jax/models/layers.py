@@ -63,7 +63,6 @@ def attend(
     v: jax.Array,
     bias: jax.Array,
     *,
-    scale: float | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
     """Attention of whole sequences with an explicit additive bias; softmax in float32.
@@ -72,7 +71,6 @@ def attend(
       q: queries `[B, T, N, H]`.
       k, v: keys and values `[B, S, K, H]`.
       bias: `[B or 1, 1 or N, T, S]`.
-      scale: of the scores; H ** -0.5 by default.
       implementation: of `jax.nn.dot_product_attention`: None, "xla" or "cudnn".
 
     Returns:
@@ -82,12 +80,10 @@ def attend(
       ValueError: if the shape of the bias does not fit.
     """
     _check_bias(bias, q.shape[1], k.shape[1])
-    return jax.nn.dot_product_attention(q, k, v, bias=bias, scale=scale, implementation=implementation)
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=implementation)
 
 
-def attend_cached(
-    q: jax.Array, blocks: Sequence[KeyValue], bias: jax.Array, *, scale: float | None = None
-) -> jax.Array:
+def attend_cached(q: jax.Array, blocks: Sequence[KeyValue], bias: jax.Array) -> jax.Array:
     """Attention to cached keys, one softmax over several blocks of them.
 
     The blocks lie as a cache keeps them, heads before slots, so that no step transposes a cache; and
@@ -97,7 +93,6 @@ def attend_cached(
       q: queries `[B, T, N, H]`.
       blocks: keys and values, each `[B, K, S, H]`, or `[1, K, S, H]` for all rows.
       bias: `[B or 1, 1 or N, T, sum of S]`, in the order of the blocks.
-      scale: of the scores; H ** -0.5 by default.
 
     Returns:
       `[B, T, N, H]` in the dtype of q.
@@ -109,7 +104,6 @@ def attend_cached(
     num_kv_heads = blocks[0][0].shape[1]
     sizes = [keys.shape[2] for keys, _ in blocks]
     _check_bias(bias, length, sum(sizes))
-    scale = head_dim**-0.5 if scale is None else scale
     q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
 
     def rows(block):  # without its dimension, the rows of a shared block fold into the queries
@@ -123,7 +117,7 @@ def attend_cached(
     # [B, 1 or N, T, S] -> [B, 1 or K, 1 or G, T, S]
     heads = (1, 1) if bias.shape[1] == 1 else q.shape[2:4]
     bias = bias.reshape(bias.shape[0], *heads, *bias.shape[2:])
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) * scale + bias, axis=-1)
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) * head_dim**-0.5 + bias, axis=-1)
 
     out, start = 0, 0
     for (_, values), size in zip(blocks, sizes, strict=True):

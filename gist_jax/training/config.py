@@ -31,6 +31,7 @@ def default() -> ConfigDict:
             },
             "dtype": "bfloat16",  # of the computation: bfloat16 or float32
             "param_dtype": "float32",  # of the parameters and the optimizer state
+            "attention": "xla",  # xla, or cudnn on an NVIDIA GPU
             "remat": "none",  # none, dots or full: what is recomputed in the backward pass
             "data": {
                 # "instructions" (the embedded corpus), a directory with train.json and
@@ -61,7 +62,7 @@ def default() -> ConfigDict:
                 "num_examples": 200,  # per split
                 "batch_size": 64,
                 "max_new_tokens": 64,
-                "max_input_length": 512,  # tokens of a prompt; longer ones are cut as in training
+                "max_input_length": 512,  # tokens of a prompt; the inputs of longer ones are cut
             },
             "checkpoint": {
                 "every": 500,  # steps, besides those after each evaluation
@@ -79,6 +80,7 @@ def validate(config: ConfigDict) -> None:
         "condition": CONDITIONS,
         "dtype": ("bfloat16", "float32"),
         "param_dtype": ("bfloat16", "float32"),
+        "attention": ("xla", "cudnn"),
         "remat": tuple(REMAT_POLICIES),
         "optimizer.schedule": ("cosine", "constant"),
     }
@@ -90,10 +92,24 @@ def validate(config: ConfigDict) -> None:
         *("num_gist_tokens", "num_steps", "data.batch_size", "data.max_length"),
         *("optimizer.accumulate", "checkpoint.every", "log.every"),
         *("evaluation.num_examples", "evaluation.batch_size", "evaluation.max_new_tokens"),
+        "evaluation.max_input_length",
     )
     for name in at_least_one:
         if _field(config, name) < 1:
             raise ValueError(f"config.{name} must be at least 1, but is {_field(config, name)}")
+    positive = ("optimizer.learning_rate", "optimizer.clip_norm", "model.rope_theta")
+    for name in positive:
+        if _field(config, name) <= 0:
+            raise ValueError(f"config.{name} must be above 0, but is {_field(config, name)}")
+    for name in ("optimizer.warmup_steps", "optimizer.weight_decay", "evaluation.every"):
+        if _field(config, name) < 0:
+            raise ValueError(f"config.{name} must not be negative, but is {_field(config, name)}")
+    for name in ("data.max_length", "evaluation.max_input_length"):
+        if _field(config, name) < 2 * config.num_gist_tokens + 16:
+            raise ValueError(
+                f"config.{name} is {_field(config, name)}, which leaves no room for an instruction "
+                f"with {config.num_gist_tokens} gist token(s), an input and an output"
+            )
     if config.data.batch_size % config.optimizer.accumulate:
         raise ValueError(
             f"config.data.batch_size ({config.data.batch_size}) must be a multiple of "

@@ -57,7 +57,9 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
         functools.partial(
             train_step,
             config=run.model,
-            objective=Objective(config.condition, run.tokenizer.gist_id, config.dtype, config.remat),
+            objective=Objective(
+                config.condition, run.tokenizer.gist_id, config.dtype, config.remat, config.attention
+            ),
             optimizer=optimizer,
             accumulate=config.optimizer.accumulate,
         ),

@@ -1,34 +1,29 @@
 """Where the figures of a run go: JSON lines, TensorBoard, and wandb if asked for."""
 
 import hashlib
-import importlib
 import json
-import os
 import pathlib
 from typing import Any
 
 import tensorboardX
 
+from gist_jax.files import whole_file
+
 
 class MetricsWriter:
     """Writes metrics by step. Opened again after a restart at `step`, it forgets what came later."""
 
-    def __init__(self, workdir: pathlib.Path, step: int, config: dict[str, Any], wandb: bool):
+    def __init__(self, workdir: pathlib.Path, step: int, config: dict[str, Any], use_wandb: bool):
         path = workdir / "metrics.jsonl"
         if path.exists():
             _keep_up_to(path, step)
         self._file = path.open("a")
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=step + 1 if step else None
-        )
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._wandb = None
-        if wandb:
-            try:
-                self._wandb = importlib.import_module("wandb")
-            except ImportError:
-                raise ValueError(
-                    "config.log.wandb needs the package wandb: pip install 'gist_jax[wandb]'"
-                ) from None
+        if use_wandb:
+            import wandb  # optional: the run was prepared only if it is there
+
+            self._wandb = wandb
             # The same run after a restart, another one in another workdir.
             run_id = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:16]
             self._wandb.init(
@@ -59,9 +54,8 @@ def _keep_up_to(path: pathlib.Path, step: int) -> None:
                 kept.append(line + "\n")
         except json.JSONDecodeError:
             break
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text("".join(kept))
-    os.replace(beside, path)
+    with whole_file(path) as beside:
+        beside.write_text("".join(kept))
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:

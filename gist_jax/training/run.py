@@ -2,13 +2,17 @@
 
 import dataclasses
 import functools
+import importlib.util
 import json
+import os
 import pathlib
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
@@ -22,11 +26,14 @@ from gist_jax.data.tokenization import (
     train_bpe,
 )
 from gist_jax.interop import workdir as files
-from gist_jax.interop.huggingface import load_llama
+from gist_jax.interop.huggingface import has_gist_token, llama_config, load_llama, read_config
 from gist_jax.models import llama
 from gist_jax.models.config import LlamaConfig
 from gist_jax.training import sharding
 from gist_jax.training.config import validate
+
+# Fields that change no loss, so a run may go on with others.
+FREE = ("checkpoint", "evaluation", "log", "mesh")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +51,6 @@ class Run:
     params_on: Any  # sharding of every parameter
     rows_on: NamedSharding  # of a batch
 
-    @property
     def validation_splits(self) -> dict[str, Sequence[Example]]:
         """The first examples of every split but train, as many as the config asks for."""
         count = self.config.evaluation.num_examples
@@ -62,66 +68,81 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
       ValueError: in one sentence, if the config cannot be run, or the workdir holds another run.
     """
     validate(config)
+    if config.log.wandb and importlib.util.find_spec("wandb") is None:
+        raise ValueError("config.log.wandb needs the package wandb: pip install 'gist_jax[wandb]'")
     mesh = sharding.make_mesh(config)
     rows_on = sharding.batch_sharding(mesh, config.data.batch_size, config.optimizer.accumulate)
     workdir = pathlib.Path(workdir)
-    _check_same_run(config, workdir)
+    goes_on = _check_same_run(config, workdir)
     splits = load_splits(config.data.source)
-    if "train" not in splits:
-        raise ValueError(f"{config.data.source} has no train split")
-    tokenizer = _tokenizer(config, workdir, splits["train"])
-    if config.pretrained:
-        model, params = load_llama(config.pretrained, config.param_dtype)
-        model, params = _with_gist_token(model, params, tokenizer)
-        shapes = jax.eval_shape(lambda: params)
-    else:
-        model = LlamaConfig(vocab_size=tokenizer.vocab_size, **config.model)
-        params = functools.partial(
-            llama.init, model, jax.random.key(config.seed), jnp.dtype(config.param_dtype)
-        )
-        shapes = jax.eval_shape(params)
-    longest = max(config.data.max_length, config.evaluation.max_input_length)
-    if longest + config.evaluation.max_new_tokens > model.max_positions:
+    _check_splits(config, splits)
+    tokenizer = load_tokenizer(workdir / files.TOKENIZER) if goes_on else _tokenizer(config, splits)
+    model, load = _start(config, tokenizer)
+    needed = max(
+        config.data.max_length,
+        config.evaluation.max_input_length + config.evaluation.max_new_tokens,
+    )
+    if needed > model.max_positions:
         raise ValueError(
-            f"prompts of {longest} tokens and {config.evaluation.max_new_tokens} new ones do not fit "
-            f"into the model's {model.max_positions} positions"
+            f"rows of {config.data.max_length} tokens, or prompts of "
+            f"{config.evaluation.max_input_length} and {config.evaluation.max_new_tokens} new tokens, "
+            f"do not fit into the model's {model.max_positions} positions"
         )
+    dtype = jnp.dtype(config.param_dtype)
+    shapes = jax.eval_shape(lambda: llama.init(model, jax.random.key(0), dtype))
     params_on = sharding.param_shardings(mesh, llama.logical_axes(model), shapes)
-    if config.pretrained:
-        init = functools.partial(jax.device_put, params, params_on)
+    if load is None:
+        random = functools.partial(llama.init, model, jax.random.key(config.seed), dtype)
+        init = jax.jit(random, out_shardings=params_on)
     else:
-        init = jax.jit(params, out_shardings=params_on)
-    # Nothing is written before all is known to fit.
-    workdir.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(workdir / files.TOKENIZER)
-    files.save_model(workdir, model, config.condition, config.num_gist_tokens)
-    files.write_json(workdir / "config.json", config.to_dict())
+        init = lambda: jax.device_put(load(), params_on)  # noqa: E731
+    _describe(config, workdir, tokenizer, model, goes_on)
     return Run(config, workdir, splits, tokenizer, model, shapes, init, mesh, params_on, rows_on)
 
 
-def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    path = workdir / "config.json"
+def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> bool:
+    """Whether the workdir holds a run to go on with; raises if it is one of another config."""
+    path = workdir / files.CONFIG
     if not path.exists():
-        return
-    before, now = json.loads(path.read_text()), json.loads(json.dumps(config.to_dict()))
-    differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    if differing:
-        name = differing[0]
+        return False
+    before, now = (_flat(c) for c in (json.loads(path.read_text()), config.to_dict()))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name) and name.split(".")[0] not in FREE:
+            raise ValueError(
+                f"{workdir} holds a run whose config.{name} is {before.get(name)!r}, not "
+                f"{now.get(name)!r}: choose another workdir, or go on with the same config"
+            )
+    return True
+
+
+def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _check_splits(config: ConfigDict, splits: dict[str, Sequence[Example]]) -> None:
+    if "train" not in splits:
+        raise ValueError(f"{config.data.source} has no train split")
+    split = config.checkpoint.metric.split("/")[0]
+    if len(splits) > 1 and split not in splits:
         raise ValueError(
-            f"{workdir} holds a run whose config.{name} is {before.get(name)}, not {now.get(name)}: "
-            "choose another workdir, or go on with the same config"
+            f"config.checkpoint.metric is {config.checkpoint.metric!r}, but the splits are "
+            f"{', '.join(splits)}"
         )
 
 
-def _tokenizer(config: ConfigDict, workdir: pathlib.Path, train: Sequence[Example]) -> Tokenizer:
-    saved = workdir / files.TOKENIZER
-    if saved.is_dir() and any(saved.iterdir()):  # of the run that goes on
-        return load_tokenizer(saved)
+def _tokenizer(config: ConfigDict, splits: dict[str, Sequence[Example]]) -> Tokenizer:
     name = config.data.tokenizer
     if name.startswith("bpe:"):
         if not name[4:].isdigit():
             raise ValueError(f"config.data.tokenizer is {name!r}; write bpe:4096 for 4096 entries")
-        texts = (text for e in train for text in (e["instruction"], e["input"], e["output"]))
+        texts = (text for e in splits["train"] for text in (e["instruction"], e["input"], e["output"]))
         return train_bpe(texts, int(name[4:]))
     if name:
         return load_tokenizer(name)
@@ -132,19 +153,56 @@ def _tokenizer(config: ConfigDict, workdir: pathlib.Path, train: Sequence[Exampl
     raise ValueError("config.data.tokenizer is empty: give a directory, a file, or bpe:4096")
 
 
-def _with_gist_token(
-    model: LlamaConfig, params: llama.Params, tokenizer: Tokenizer
-) -> tuple[LlamaConfig, llama.Params]:
-    """Adds vocabulary rows up to the gist token's, each the mean of the rows there were."""
-    missing = tokenizer.vocab_size - model.vocab_size
-    if missing <= 0:
-        return model, params
+def _start(
+    config: ConfigDict, tokenizer: Tokenizer
+) -> tuple[LlamaConfig, Callable[[], llama.Params] | None]:
+    """The model's shape and, for a pretrained one, what reads its parameters (NumPy arrays)."""
+    if not config.pretrained:
+        return LlamaConfig(vocab_size=tokenizer.vocab_size, **config.model), None
+    fields = read_config(config.pretrained)
+    before = llama_config(fields)
+    model = dataclasses.replace(before, vocab_size=max(before.vocab_size, tokenizer.vocab_size))
 
-    def extended(x, axis):
-        mean = jnp.mean(x, axis=axis, keepdims=True, dtype=jnp.float32).astype(x.dtype)
-        return jnp.concatenate([x, jnp.repeat(mean, missing, axis)], axis=axis)
+    def load() -> llama.Params:
+        _, params = load_llama(config.pretrained, config.param_dtype)
+        if has_gist_token(fields, tokenizer.vocab_size):
+            return params
+        return with_gist_token(params, tokenizer.gist_id, model.vocab_size)
 
-    params = {**params, "embedding": extended(params["embedding"], 0)}
-    if not model.tie_embeddings:
-        params["head"] = {"kernel": extended(params["head"]["kernel"], 1)}
-    return dataclasses.replace(model, vocab_size=tokenizer.vocab_size), params
+    return model, load
+
+
+def with_gist_token(params: llama.Params, gist_id: int, vocab_size: int) -> llama.Params:
+    """Gives the gist token an embedding, and a column of the head: the mean of all real tokens'.
+
+    Args:
+      params: NumPy arrays with any number of vocabulary rows, some of which may be padding.
+      gist_id: all tokens below are real.
+      vocab_size: rows to have; those above `gist_id` that there were not are means too.
+    """
+
+    def extended(rows: np.ndarray) -> np.ndarray:
+        mean = rows[:gist_id].astype(np.float32).mean(axis=0, keepdims=True).astype(rows.dtype)
+        added = np.repeat(mean, vocab_size - len(rows), axis=0)
+        rows = np.concatenate([rows, added])
+        rows[gist_id] = mean[0]
+        return rows
+
+    params = {**params, "embedding": extended(params["embedding"])}
+    if "head" in params:
+        params["head"] = {"kernel": extended(params["head"]["kernel"].T).T}
+    return params
+
+
+def _describe(
+    config: ConfigDict, workdir: pathlib.Path, tokenizer: Tokenizer, model: LlamaConfig, goes_on: bool
+) -> None:
+    """Writes what `files` describes. config.json comes last: with it the description is complete."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not goes_on:
+        beside = workdir / f".{os.getpid()}.{files.TOKENIZER}"
+        tokenizer.save(beside)
+        shutil.rmtree(workdir / files.TOKENIZER, ignore_errors=True)
+        os.replace(beside, workdir / files.TOKENIZER)
+        files.save_model(workdir, model, config.condition, config.num_gist_tokens)
+    files.write_json(workdir / files.CONFIG, config.to_dict())

@@ -26,6 +26,7 @@ class Objective(NamedTuple):
     gist_token: int
     dtype: str = "float32"
     remat: str = "none"
+    attention: str = "xla"
 
 
 def summed_loss(
@@ -47,6 +48,7 @@ def summed_loss(
         bias,
         remat=objective.remat,
         dtype=objective.dtype,
+        implementation=objective.attention,
     )
     scores = llama.logits(params, config, hidden)
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["targets"])
@@ -81,15 +83,15 @@ def train_step(
         )
 
         def add(total, microbatch):
-            return jax.tree.map(
-                jnp.add, total, gradient(state.params, config, objective, microbatch)
-            ), None
+            part = gradient(state.params, config, objective, microbatch)
+            return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, part), None
 
-        zeros = jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.params)
+        shapes = jnp.zeros(()), state.params
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
         (loss, grads), _ = jax.lax.scan(add, zeros, microbatches)
 
     weight = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
-    grads = jax.tree.map(lambda g: (g / weight).astype(g.dtype), grads)
+    grads = jax.tree.map(lambda g, p: (g / weight).astype(p.dtype), grads, state.params)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {

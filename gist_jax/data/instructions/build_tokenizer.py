@@ -6,7 +6,6 @@ The vocabulary is closed: every word the corpus can use, and no other. It has no
 token is added to any tokenizer, this one too, when a model is made ready for gisting.
 """
 
-import os
 import pathlib
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -14,6 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from gist_jax.data.instructions.corpus import TOKENIZER_FILE, human_examples
 from gist_jax.data.instructions.families import FAMILIES
 from gist_jax.data.instructions.words import lexicon
+from gist_jax.files import whole_file
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
 PUNCTUATION = (".", ",", ":", ";", "?", "!")
@@ -45,11 +45,9 @@ def tokenizer_text() -> str:
 
 
 def main() -> None:
-    """Rewrites tokenizer.json: beside the old file first, so that no half a file is ever read."""
-    path = pathlib.Path(__file__).with_name(TOKENIZER_FILE)
-    beside = path.with_suffix(".json.new")
-    beside.write_text(tokenizer_text(), encoding="utf-8")
-    os.replace(beside, path)
+    """Rewrites tokenizer.json."""
+    with whole_file(pathlib.Path(__file__).with_name(TOKENIZER_FILE)) as beside:
+        beside.write_text(tokenizer_text(), encoding="utf-8")
 
 
 if __name__ == "__main__":
