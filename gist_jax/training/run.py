@@ -95,7 +95,10 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
         random = functools.partial(llama.init, model, jax.random.key(config.seed), dtype)
         init = jax.jit(random, out_shardings=params_on)
     else:
-        init = lambda: jax.device_put(load(), params_on)  # noqa: E731
+
+        def init() -> llama.Params:
+            return jax.device_put(load(), params_on)
+
     _describe(config, workdir, tokenizer, model, goes_on)
     return Run(config, workdir, splits, tokenizer, model, shapes, init, mesh, params_on, rows_on)
 
