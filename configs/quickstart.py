@@ -1,4 +1,4 @@
-"""A small LLaMA on the embedded instruction corpus: two minutes on two CPU cores."""
+"""A small LLaMA on the embedded instruction corpus: two minutes on two CPU cores, for each condition."""
 
 from ml_collections import ConfigDict
 

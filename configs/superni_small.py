@@ -17,6 +17,6 @@ def get_config() -> ConfigDict:
     config.model.update(num_heads=6, num_kv_heads=6, head_dim=32, max_positions=1024)
     config.data.update(source="", tokenizer="bpe:4096", batch_size=8, max_length=256, pack=True)
     config.optimizer.update(learning_rate=1.5e-3, warmup_steps=100, b2=0.98, weight_decay=0.01)
-    config.evaluation.update(every=0, num_examples=300, max_new_tokens=32, max_input_length=320)
+    config.evaluation.update(every=0, num_examples=300, max_new_tokens=32, max_input_length=224)
     config.checkpoint.every = 100
     return config

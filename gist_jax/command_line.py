@@ -3,7 +3,10 @@
 import argparse
 import contextlib
 import os
+import pathlib
 import sys
+
+from gist_jax.errors import UserError
 
 # Libraries that tell a user of these commands about their own insides.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -11,34 +14,31 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 @contextlib.contextmanager
 def one_sentence_errors():
-    """Prints a user's mistake on stderr and exits with 1; Ctrl-C exits with 130.
-
-    A ValueError raised by this package is a user's mistake, and so is a file that cannot be used. Any
-    other ValueError is a fault of ours and keeps its traceback.
-    """
+    """Prints a user's mistake on stderr and exits with 1; Ctrl-C exits with 130."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        if isinstance(error, ValueError) and not _raised_here(error):
-            raise
+    except (UserError, OSError) as error:
         sys.exit("error: " + " ".join(str(error).split()))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _raised_here(error: ValueError) -> bool:
-    last = error.__traceback__
-    while last.tb_next is not None:
-        last = last.tb_next
-    module = last.tb_frame.f_globals.get("__name__", "")
-    return module == "__main__" or module.startswith("gist_jax.")
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (see --help)\n")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser whose --help shows the defaults."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    return _Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+
+def output_file(name: str) -> pathlib.Path:
+    """An argument type: a file to write, checked before any work is done."""
+    path = pathlib.Path(name)
+    if not name or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{name!r} is not the name of a file")
+    return path
 
 
 def add_model(arguments: argparse.ArgumentParser, required: bool = True) -> None:

@@ -14,6 +14,7 @@ from gist_jax.benchmark.prefill import prefill_costs
 from gist_jax.command_line import one_sentence_errors, parser
 from gist_jax.data.sources import Example, load_splits
 from gist_jax.data.tokenization import instruction_ids
+from gist_jax.errors import UserError
 from gist_jax.evaluation import report
 from gist_jax.evaluation.scores import evaluator
 from gist_jax.gist import CONDITIONS
@@ -47,7 +48,10 @@ def main() -> None:
 
 
 def _config(file: str) -> ConfigDict:
-    return runpy.run_path(file)["get_config"]()
+    try:
+        return runpy.run_path(file)["get_config"]()
+    except Exception as error:  # whatever the file does
+        raise UserError(f"cannot load the config {file}: {type(error).__name__}: {error}") from None
 
 
 def _trained(config_file: str, condition: str, workdir: pathlib.Path) -> dict[str, float]:

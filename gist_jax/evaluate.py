@@ -4,13 +4,14 @@ python -m gist_jax.evaluate --model=DIR --split=validation_unseen --output=preds
 python -m gist_jax.evaluate --predictions=preds.csv
 """
 
-import json
 import pathlib
 
-from gist_jax.command_line import add_model, one_sentence_errors, parser
+from gist_jax.command_line import one_sentence_errors, output_file, parser
 from gist_jax.data.sources import EMBEDDED, load_splits
+from gist_jax.errors import UserError
 from gist_jax.evaluation.predict import predict, read_predictions, write_predictions
 from gist_jax.evaluation.rouge import score
+from gist_jax.files import read_json
 from gist_jax.inference.load import load
 from gist_jax.training.config import default
 
@@ -24,39 +25,45 @@ FIELDS = {
 
 def main() -> None:
     arguments = parser("Score a model on a split, or a file of predictions (ROUGE, exact match).")
-    add_model(arguments, required=False)
-    arguments.add_argument("--predictions", help="score this CSV (columns reference, prediction)")
+    what = arguments.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="training workdir, directory in Hugging Face format, or hub id")
+    what.add_argument("--predictions", help="score this CSV (columns reference, prediction)")
     arguments.add_argument("--split", default="validation_seen")
-    arguments.add_argument("--output", help="CSV to write the predictions to")
+    arguments.add_argument("--output", type=output_file, help="CSV to write the predictions to")
     same = "by default as the run evaluates itself"
+    arguments.add_argument("--dtype", choices=["float32", "bfloat16"], help=same)
     arguments.add_argument("--source", help=f"data, as config.data.source; {same}")
-    for name, what in FIELDS.items():
-        arguments.add_argument(f"--{name}", type=int, help=f"{what}; {same}")
+    for name, meaning in FIELDS.items():
+        arguments.add_argument(f"--{name}", type=int, help=f"{meaning}; {same}")
     options = arguments.parse_args()
-    if (options.model is None) == (options.predictions is None):
-        arguments.error("give either --model or --predictions")
+    if options.predictions is not None and options.output is not None:
+        arguments.error("--output goes with --model: --predictions are only scored")
     with one_sentence_errors():
-        records = read_predictions(options.predictions) if options.predictions else _predict(options)
+        records = (
+            _predict(options) if options.predictions is None else read_predictions(options.predictions)
+        )
         scores = score([r["prediction"] for r in records], [r["reference"] for r in records])
         print("  ".join(f"{name} {value:.2f}" for name, value in scores.items()))
 
 
 def _predict(options) -> list[dict[str, str]]:
     path = pathlib.Path(options.model) / "config.json"
-    of_run = json.loads(path.read_text()) if path.exists() else {}
+    of_run = read_json(path) if path.exists() else {}
     settings = {}
     for name in FIELDS:
         given, otherwise = getattr(options, name), default().evaluation[name]
         settings[name] = of_run.get("evaluation", {}).get(name, otherwise) if given is None else given
-        if settings[name] < 1:
-            raise ValueError(f"--{name} must be at least 1, but is {settings[name]}")
+        least = 32 if name == "max_input_length" else 1
+        if settings[name] < least:
+            raise UserError(f"--{name} must be at least {least}, but is {settings[name]}")
+    dtype = options.dtype or of_run.get("dtype", "float32")
     splits = load_splits(options.source or of_run.get("data", {}).get("source", EMBEDDED))
     if options.split not in splits:
-        raise ValueError(f"there is no split {options.split!r}: choose from {', '.join(splits)}")
+        raise UserError(f"there is no split {options.split!r}: choose from {', '.join(splits)}")
     examples = splits[options.split]
     count = min(settings.pop("num_examples"), len(examples))
     chosen = [examples[i] for i in range(count)]
-    model = load(options.model, options.dtype)
+    model = load(options.model, dtype)
     records = predict(model, chosen, **settings, description=options.split)
     if options.output:
         write_predictions(options.output, records)

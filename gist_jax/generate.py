@@ -9,7 +9,7 @@ from gist_jax.inference.load import load
 
 
 def main() -> None:
-    arguments = parser("Generate an output for every input, one a line.")
+    arguments = parser("Generate an output for every input, one a line; line breaks are written \\n.")
     add_model(arguments)
     prompt = arguments.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--gist", help="file of gist_jax.compress: one instruction, or one an input")
@@ -35,7 +35,7 @@ def main() -> None:
             top_p=options.top_p,
             seed=options.seed,
         )
-        print("\n".join(outputs))
+        print("\n".join(text.replace("\n", "\\n") for text in outputs))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from gist_jax.command_line import one_sentence_errors
+from gist_jax.errors import UserError
 from gist_jax.evaluation.scores import evaluator
 from gist_jax.training.loop import train
 from gist_jax.training.run import prepare
@@ -24,19 +25,21 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:  # of ml_collections
-        raise ValueError(f"unknown config field {str(error).strip(chr(39) + chr(34))}") from None
-    except flags.Error as error:
-        raise ValueError(str(error)) from None
+        raise UserError(f"unknown config field {str(error).strip(chr(39) + chr(34))}") from None
+    except Exception as error:  # of absl, or whatever a config file does while it is loaded
+        raise UserError(str(error)) from None
 
 
 def _main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # or Orbax tells of every file it writes
     if len(argv) > 1:
-        raise ValueError(f"unexpected argument {argv[1]!r}: settings are written --config.name=value")
+        raise UserError(f"unexpected argument {argv[1]!r}: settings are written --config.name=value")
+    if not _WORKDIR.value:
+        raise UserError("--workdir is empty")
     try:
         config = _CONFIG.value
-    except (ValueError, OSError) as error:  # there is no such file
-        raise ValueError(str(error)) from None
+    except Exception as error:  # whatever the file does
+        raise UserError(f"cannot load the config: {error}") from None
     run = prepare(config, pathlib.Path(_WORKDIR.value))
     train(run, evaluator(run))
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from gist_jax.interop.huggingface import load_llama
+from gist_jax.interop.huggingface import Checkpoint
 from gist_jax.models import llama
 from gist_jax.models.config import LlamaConfig
 
@@ -31,7 +31,8 @@ def golden():
 @pytest.fixture(scope="session")
 def golden_model():
     """Configuration and stacked parameters."""
-    return load_llama(TESTS / "golden" / "llama")
+    checkpoint = Checkpoint(TESTS / "golden" / "llama")
+    return checkpoint.config, jax.tree.map(jax.numpy.asarray, checkpoint.read())
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,26 @@ def test_json_sources(tmp_path):
     assert sources.load_splits(str(tmp_path / "train.json"))["train"] == splits["train"]
 
 
+def test_texts_that_other_readers_change(tmp_path):
+    records = [{"instruction": "a\u2028b", "input": None, "output": "None"}]
+    (tmp_path / "train.jsonl").write_text(json.dumps(records[0], ensure_ascii=False) + "\n")
+    (tmp_path / "validation_a.csv").write_text("instruction,input,output\nNA,,null\n1,2,3\n")
+    splits = sources.load_splits(str(tmp_path))
+    assert splits["train"] == [{"instruction": "a\u2028b", "input": "", "output": "None"}]
+    assert [r["output"] for r in splits["validation_a"]] == ["null", "3"]
+    (tmp_path / "train.json").write_text(json.dumps(records))
+    with pytest.raises(ValueError, match="has both train.json"):
+        sources.load_splits(str(tmp_path))
+
+
+@pytest.mark.parametrize("limit", [24, 32, 60])
+def test_prompts_are_cut_to_the_limit(limit):
+    tokenizer = tokenization.train_bpe(["Instruction: Input: Output: one two"] * 3, 300)
+    ids = tokenization.prompt_ids(tokenizer, "one " * 30, "two " * 30, 2, limit)
+    assert len(ids) == limit and ids.count(tokenizer.gist_id) == 2
+    assert tokenizer.decode(ids).endswith("\nOutput:")
+
+
 def test_tables(tmp_path):
     import datasets
 
@@ -74,8 +94,11 @@ def test_tokenizer_directory_without_tokenizer_json(tmp_path):
         ("[", "cannot read examples"),
         ("[]", "must hold a list of records, and at least one"),
         ('{"a": 1}', "must hold a list of records"),
-        ('[{"instruction": "x", "output": "y"}, {"instruction": " ", "output": "y"}]', "record 1 of"),
-        ('[{"instruction": "x"}]', "record 0 of"),
+        (
+            '[{"instruction": "x", "output": "y"}, {"instruction": " ", "output": "y"}]',
+            "record 1 of .* must have an instruction",
+        ),
+        ('[{"instruction": "x"}]', "record 0 of .* must have an output"),
     ],
 )
 def test_bad_json_sources(text, sentence, tmp_path):

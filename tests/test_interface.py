@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ import gist_jax
 from gist_jax import compress, evaluate, generate
 from gist_jax.data import instructions
 from gist_jax.data.tokenization import SPECIAL_TOKENS, from_tokenizers, load_tokenizer, train_bpe
+from gist_jax.errors import UserError
 from gist_jax.evaluation.predict import read_predictions
 from gist_jax.evaluation.scores import evaluator
 from gist_jax.inference.compress import compress as compress_compiled
@@ -110,6 +112,76 @@ def test_rows_of_a_cache(lm):
             gists[rows]
 
 
+def test_fingerprints_see_every_parameter_and_every_token(lm):
+    params = llama.init(lm.config, jax.random.key(0))
+    settings = dict(config=lm.config, tokenizer=lm.tokenizer, num_gist_tokens=1)
+    known = LanguageModel.from_params(params, **settings).fingerprint
+    assert known == LanguageModel.from_params(params, **settings).fingerprint
+    for change in (
+        lambda x: x.at[lm.tokenizer.gist_id].multiply(1.1),
+        lambda x: x.at[np.array([3, 4])].set(x[np.array([4, 3])]),
+    ):
+        other = {**params, "embedding": change(params["embedding"])}
+        assert LanguageModel.from_params(other, **settings).fingerprint != known
+    swapped = json.loads(instructions.load_tokenizer().to_str())
+    ids = swapped["model"]["vocab"]
+    ids["red"], ids["count"] = ids["count"], ids["red"]
+    tokenizer = from_tokenizers(tokenizers.Tokenizer.from_str(json.dumps(swapped)), SPECIAL_TOKENS)
+    assert tokenizer.fingerprint() != lm.tokenizer.fingerprint()
+
+
+def test_positions_are_counted_row_by_row(lm):
+    """A long instruction with a short input and the reverse: together they fit too."""
+    spoken, given = ["red " * 50, "Say red."], ["cow", "dog " * 50]
+    outputs = lm.generate(lm.compress(spoken), inputs=given, max_new_tokens=8)
+    assert outputs == lm.generate(instructions=spoken, inputs=given, max_new_tokens=8)
+
+
+def test_files_that_cannot_be_written(lm):
+    with pytest.raises(OSError):
+        lm.compress(INSTRUCTIONS).save("/proc/x")
+
+
+def test_damaged_checkpoints(tmp_path):
+    golden = pathlib.Path(__file__).parent / "golden" / "llama"
+    for text in ("{", "[]", '{"model_type": "llama"}', '{"model_type": "llama", "hidden_size": "x"}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError):
+            gist_jax.load(tmp_path)
+    (tmp_path / "config.json").write_bytes((golden / "config.json").read_bytes())
+    with pytest.raises(UserError, match="cannot read .*model.safetensors"):
+        gist_jax.load(tmp_path)
+    weights = (golden / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(UserError, match="cannot read .*model.safetensors"):
+        gist_jax.load(tmp_path)
+    fields = json.loads((golden / "config.json").read_text()) | {"intermediate_size": 48}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match=r"tensor model.layers.0.mlp.down_proj.weight .* has shape"):
+        gist_jax.load(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{")
+    with pytest.raises(UserError, match="index.json"):
+        gist_jax.load(tmp_path)
+
+
+def test_damaged_workdirs(workdir, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    (copy / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json"):
+        gist_jax.load(copy)
+    (copy / "config.json").write_bytes((workdir / "config.json").read_bytes())
+    for file in (copy / "checkpoints").rglob("params/**/*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read"):
+        gist_jax.load(copy)
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        gist_jax.load(copy)
+
+
 def test_bfloat16_caches_keep_their_dtype_and_model(workdir, lm, tmp_path):
     half = gist_jax.load(workdir, dtype="bfloat16")
     assert half.fingerprint == lm.fingerprint
@@ -181,7 +253,7 @@ def test_mistakes_with_instructions(workdir, lm, tmp_path, monkeypatch, capsys):
         lm.generate(instructions=INSTRUCTIONS[:1], inputs=["red"], max_new_tokens=90)
     with pytest.raises(ValueError, match="either gists or instructions"):
         lm.generate(inputs=["red"])
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="temperature must be in 0 … 1e.06, but is -1"):
         lm.generate(instructions=INSTRUCTIONS[:1], inputs=["red"], temperature=-1)
 
 
@@ -223,7 +295,10 @@ def test_mistakes_with_models(tmp_path, workdir, monkeypatch, capsys):
     split = mistake(evaluate, monkeypatch, capsys, f"--model={workdir}", "--split=test")
     assert split.startswith("error: there is no split 'test': choose from train")
     both = mistake(evaluate, monkeypatch, capsys)
-    assert "give either --model or --predictions" in both
+    assert both == "error: one of the arguments --model --predictions is required (see --help)\n"
+    output = f"--output={tmp_path}"
+    folder = mistake(compress, monkeypatch, capsys, f"--model={workdir}", "--instruction=x", output)
+    assert "is not the name of a file" in folder
     assert not list(tmp_path.iterdir())
 
 
@@ -242,7 +317,12 @@ def test_mistakes_with_models(tmp_path, workdir, monkeypatch, capsys):
         ("num_gist_tokens", 30, "leaves no room for an instruction with 30 gist"),
         ("optimizer.clip_norm", 0.0, "config.optimizer.clip_norm must be above 0"),
         ("optimizer.warmup_steps", -1, "config.optimizer.warmup_steps must not be negative"),
-        ("checkpoint.metric", "seen/rougeL", "but the splits are train, validation_seen"),
+        ("checkpoint.metric", "validation_seen/rougel", "must be one of validation_seen/rouge1"),
+        ("optimizer.learning_rate", float("nan"), "config.optimizer.learning_rate must be above 0"),
+        ("seed", -1, "config.seed must not be negative"),
+        ("attention", "cudnn", "the device is a cpu"),
+        ("data.tokenizer", "bpe:7", "write bpe:4096"),
+        ("pretrained", "/nowhere", "cannot read /nowhere/config.json"),
         ("data.source", "", "config.data.source is empty"),
         ("log.wandb", True, "needs the package wandb"),
         ("model.num_kv_heads", 3, r"num_heads \(2\) must be a multiple of num_kv_heads \(3\)"),

@@ -16,7 +16,7 @@ from gist_jax.data import instructions
 from gist_jax.data.batching import training_batches
 from gist_jax.data.tokenization import SPECIAL_TOKENS, from_tokenizers
 from gist_jax.interop import workdir as files
-from gist_jax.interop.huggingface import load_llama
+from gist_jax.interop.huggingface import Checkpoint
 from gist_jax.models import llama
 from gist_jax.training import loop, sharding
 from gist_jax.training.config import default
@@ -255,6 +255,28 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     assert files.load_params(tmp_path)[1] == 4
 
 
+def test_an_update_that_breaks_the_model_is_not_saved(tmp_path):
+    """The loss of the step itself was finite; that of the parameters it leaves is not."""
+    config = quick.get_config()
+    config.optimizer.update(learning_rate=1e38, warmup_steps=0)
+    config.checkpoint.every = 1
+    with pytest.raises(loop.Diverged, match="at step 1: training stopped"):
+        loop.train(prepare(config, tmp_path))
+    assert not list((tmp_path / files.CHECKPOINTS).iterdir())
+
+
+def test_a_failed_start_can_be_corrected(tmp_path):
+    """A workdir without a checkpoint takes another config; with checkpoints it must say whose."""
+    prepare(quick.get_config(), tmp_path)
+    config = quick.get_config()
+    config.optimizer.learning_rate = 0.5
+    config.num_steps = 2
+    loop.train(prepare(config, tmp_path))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match="config.json"):
+        prepare(config, tmp_path)
+
+
 def test_another_config_in_the_same_workdir_is_refused(undisturbed):
     config = quick.get_config()
     config.optimizer.learning_rate = 0.5
@@ -313,7 +335,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden" / "llama"
 @pytest.mark.parametrize("vocab_size", [101, 103])
 def test_a_gist_token_is_the_mean_of_the_others(vocab_size):
     """Rows are added where there are too few, and padding does not count."""
-    _, params = load_llama(GOLDEN)
+    params = Checkpoint(GOLDEN).read()
     gist_id = 101
     before = {"embedding": params["embedding"][:vocab_size]}
     before["head"] = {"kernel": params["head"]["kernel"][:, :vocab_size]}

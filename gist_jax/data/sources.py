@@ -1,11 +1,13 @@
 """Where examples come from: the embedded corpus, or files of one's own."""
 
+import csv
 import json
 import pathlib
 import tempfile
 from collections.abc import Sequence
 
 from gist_jax.data import instructions
+from gist_jax.errors import UserError
 
 EMBEDDED = "instructions"
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
@@ -26,7 +28,7 @@ def load_splits(source: str) -> dict[str, Sequence[Example]]:
     if source == EMBEDDED:
         return {split: instructions.Corpus(split) for split in instructions.SPLITS}
     if not source:
-        raise ValueError("config.data.source is empty: give a directory or a file of records")
+        raise UserError("config.data.source is empty: give a directory or a file of records")
     path = pathlib.Path(source)
     if path.is_file():
         return {"train": read_examples(path)}
@@ -35,10 +37,10 @@ def load_splits(source: str) -> dict[str, Sequence[Example]]:
     for file in files:
         if file.stem == "train" or file.stem.startswith("validation"):
             if file.stem in splits:
-                raise ValueError(f"{source} has both {splits[file.stem].name} and {file.name}")
+                raise UserError(f"{source} has both {splits[file.stem].name} and {file.name}")
             splits[file.stem] = file
     if not splits:
-        raise ValueError(
+        raise UserError(
             f"{source} is neither {EMBEDDED!r}, nor a file, nor a directory with train.json or "
             "validation_*.json"
         )
@@ -54,37 +56,45 @@ def read_examples(path: str | pathlib.Path) -> list[Example]:
     path = pathlib.Path(path)
     try:
         records = _read_table(path) if path.suffix in (".csv", ".parquet") else _read_json(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read examples from {path}: {error}") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"cannot read examples from {path}: {error}") from None
     if not isinstance(records, list) or not records:
-        raise ValueError(f"{path} must hold a list of records, and at least one")
-    for i, record in enumerate(records):
-        if not isinstance(record, dict) or not (
-            isinstance(record.get("instruction"), str)
-            and record["instruction"].strip()
-            and isinstance(record.get("input", ""), str)
-            and isinstance(record.get("output"), str)
-        ):
-            raise ValueError(
-                f"record {i} of {path} must have a non-empty instruction and an output, all texts"
-            )
-    return [{"input": "", **record} for record in records]
+        raise UserError(f"{path} must hold a list of records, and at least one")
+    return [_checked(record, i, path) for i, record in enumerate(records)]
+
+
+def _checked(record, number: int, path: pathlib.Path) -> Example:
+    """The record with an input; a missing one, or null, is an empty text."""
+    problem = None
+    if not isinstance(record, dict):
+        problem = "must be an object"
+    elif not isinstance(record.get("instruction"), str) or not record["instruction"].strip():
+        problem = "must have an instruction that is a non-empty text"
+    elif not isinstance(record.get("output"), str):
+        problem = "must have an output that is a text"
+    elif not isinstance(record.get("input") or "", str):
+        problem = "has an input that is no text"
+    if problem:
+        raise UserError(f"record {number} of {path} {problem}")
+    return {**record, "input": record.get("input") or ""}
 
 
 def _read_json(path: pathlib.Path):
     text = path.read_text(encoding="utf-8")
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    if path.suffix == ".jsonl":  # other line separators may stand in texts
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
     return json.loads(text)
 
 
 def _read_table(path: pathlib.Path) -> list[Example]:
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
     import datasets  # takes a second to import
 
-    read = datasets.Dataset.from_csv if path.suffix == ".csv" else datasets.Dataset.from_parquet
     with tempfile.TemporaryDirectory() as cache:
         try:
-            table = read(str(path), cache_dir=cache, keep_in_memory=True)
+            table = datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
         except datasets.exceptions.DatasetGenerationError as error:
             raise ValueError(str(error.__cause__ or error)) from None
-        return [{name: text or "" for name, text in row.items()} for row in table]
+        return table.to_list()

@@ -18,6 +18,8 @@ from typing import Protocol
 import sentencepiece
 import tokenizers
 
+from gist_jax.errors import UserError
+
 GIST = "<GIST>"
 # Of tokenizers made here, and of a tokenizer.json that names none.
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
@@ -27,6 +29,7 @@ class _Backend(Protocol):
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: list[int]) -> str: ...
     def save(self, directory: pathlib.Path) -> None: ...
+    def serialized(self) -> bytes: ...
 
 
 class _JsonBackend:
@@ -45,6 +48,9 @@ class _JsonBackend:
 
     def decode(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def serialized(self):
+        return self.tokenizer.to_str().encode()
 
     def save(self, directory):
         self.tokenizer.save(str(directory / "tokenizer.json"))
@@ -65,6 +71,9 @@ class _SentencePieceBackend:
     def decode(self, ids):
         size = self.processor.get_piece_size()
         return self.processor.decode([i for i in ids if i < size])
+
+    def serialized(self):
+        return self.processor.serialized_model_proto()
 
     def save(self, directory):
         target = directory / "tokenizer.model"
@@ -102,10 +111,9 @@ class Tokenizer:
         self.backend.save(directory)
 
     def fingerprint(self) -> str:
-        """A short hash that differs between tokenizers that give different ids."""
-        probe = "Instruction: Say 3 words, naïve or not!\nInput: a b  c\nOutput: <GIST> 中文"
-        facts = [self.vocab_size, self.gist_id, self.eos_id, self.bos_id, self.encode(probe)]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        """A short hash of all that decides which ids a text gets."""
+        ids = f"{self.vocab_size} {self.gist_id} {self.eos_id} {self.bos_id}".encode()
+        return hashlib.sha256(ids + self.backend.serialized()).hexdigest()[:16]
 
 
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
@@ -122,11 +130,11 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
             return _load_converted(path)
         path = found[0]
     if not path.exists():
-        raise ValueError(f"there is no tokenizer at {path}")
+        raise UserError(f"there is no tokenizer at {path}")
     try:
         return _load_json(path) if path.suffix == ".json" else _load_sentencepiece(path)
     except (OSError, RuntimeError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot read the tokenizer {path}: {error}") from None
+        raise UserError(f"cannot read the tokenizer {path}: {error}") from None
 
 
 def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
@@ -134,7 +142,7 @@ def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
     pieces = backend.processor
     size = pieces.get_piece_size()
     if pieces.eos_id() < 0:
-        raise ValueError(f"the tokenizer {path} has no end-of-sequence token")
+        raise UserError(f"the tokenizer {path} has no end-of-sequence token")
     bos, pad = pieces.bos_id(), pieces.pad_id()
     return Tokenizer(backend, size + 1, size, pieces.eos_id(), bos if bos >= 0 else None, max(pad, 0))
 
@@ -143,7 +151,7 @@ def _load_json(path: pathlib.Path) -> Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"cannot read the tokenizer {path}: {error}") from None
+        raise UserError(f"cannot read the tokenizer {path}: {error}") from None
     return from_tokenizers(tokenizer, _special_tokens(path.parent))
 
 
@@ -154,8 +162,7 @@ def _load_converted(directory: pathlib.Path) -> Tokenizer:
     try:
         converted = transformers.AutoTokenizer.from_pretrained(str(directory))
     except Exception as error:  # of many kinds
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{directory} holds no tokenizer: {reason}") from None
+        raise UserError(f"{directory} holds no tokenizer: {error}") from None
     named = {name: getattr(converted, name) for name in SPECIAL_TOKENS}
     return from_tokenizers(converted.backend_tokenizer, named)
 
@@ -188,7 +195,7 @@ def from_tokenizers(tokenizer: tokenizers.Tokenizer, special_tokens: dict[str, s
         for name in ("bos_token", "eos_token", "pad_token")
     )
     if eos is None:
-        raise ValueError("the tokenizer names no end-of-sequence token that is in its vocabulary")
+        raise UserError("the tokenizer names no end-of-sequence token that is in its vocabulary")
     gist_id = tokenizer.token_to_id(GIST)
     size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     return Tokenizer(backend, size, gist_id, eos, bos, pad if pad is not None else eos)
@@ -221,7 +228,7 @@ def instruction_ids(
       ValueError: if the instruction is empty.
     """
     if not instruction.strip():
-        raise ValueError("the instruction is empty: there is nothing to compress")
+        raise UserError("the instruction is empty: there is nothing to compress")
     ids = tokenizer.encode(f"Instruction: {instruction}".rstrip())
     if tokenizer.bos_id is not None:
         ids = [tokenizer.bos_id, *ids]
@@ -249,7 +256,7 @@ def prompt_ids(
     head = instruction_ids(tokenizer, instruction, num_gist_tokens, max_length - asking)
     cut = max(len(head) + len(rest) - max_length, 0)
     split = len(rest) - asking
-    return head + rest[: split - cut] + rest[split:]
+    return head + rest[: max(split - cut, 0)] + rest[split:]
 
 
 def output_ids(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from gist_jax.data.sources import Example
 from gist_jax.data.tokenization import prompt_ids
+from gist_jax.errors import UserError
 from gist_jax.files import whole_file
 from gist_jax.inference.language_model import LanguageModel
 
@@ -65,7 +66,7 @@ def read_predictions(path: str | pathlib.Path) -> list[dict[str, str]]:
         with open(path, newline="", encoding="utf-8") as file:
             records = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"cannot read predictions from {path}: {error}") from None
+        raise UserError(f"cannot read predictions from {path}: {error}") from None
     if not records or any(r.get("reference") is None or r.get("prediction") is None for r in records):
-        raise ValueError(f"{path} must have rows with the columns reference and prediction")
+        raise UserError(f"{path} must have rows with the columns reference and prediction")
     return records

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from rouge_score import rouge_scorer
 
-ROUGE = ("rouge1", "rouge2", "rougeL")
-METRICS = (*ROUGE, "exact_match")
+from gist_jax.training.config import METRICS
+
+ROUGE = METRICS[:-1]
 
 
 def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.flax import save_file
+from safetensors.flax import save
 
+from gist_jax.errors import UserError
 from gist_jax.files import whole_file
 from gist_jax.gist import Layout
 from gist_jax.models.cache import KVCache
@@ -63,7 +64,7 @@ class GistCache:
             "offset": self.offset,
         }
         with whole_file(path) as beside:
-            save_file(tensors, beside, {"format": FORMAT, "fingerprint": self.fingerprint})
+            beside.write_bytes(save(tensors, {"format": FORMAT, "fingerprint": self.fingerprint}))
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> "GistCache":
@@ -77,10 +78,10 @@ class GistCache:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"cannot read the gist cache {path}: {error}") from None
+            raise UserError(f"cannot read the gist cache {path}: {error}") from None
         complete = {"keys", "values", "segment", "span", "offset"} <= tensors.keys()
         if metadata.get("format") != FORMAT or "fingerprint" not in metadata or not complete:
-            raise ValueError(f"{path} is not a gist cache of format {FORMAT}")
+            raise UserError(f"{path} is not a gist cache of format {FORMAT}")
         segment = tensors["segment"]
         return cls(
             KVCache(tuple(tensors["keys"]), tuple(tensors["values"])),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gist_jax.data.tokenization import Tokenizer, input_ids, instruction_ids
+from gist_jax.errors import UserError
 from gist_jax.inference.buckets import bucket, padded_rows
 from gist_jax.inference.compress import compress
 from gist_jax.inference.generate import generate
@@ -21,22 +22,25 @@ from gist_jax.models.config import LlamaConfig
 
 
 def model_fingerprint(params: llama.Params, config: LlamaConfig, tokenizer: Tokenizer) -> str:
-    """A short hash of the shapes, the tokenizer and a sample of every parameter.
+    """A short hash of the shapes, the tokenizer and every parameter.
 
-    The sample is rounded to bfloat16, so that a model keeps its fingerprint in every dtype.
+    Parameters are rounded to bfloat16 first, so that a model keeps its fingerprint in every dtype.
     """
 
     digest = hashlib.sha256(f"{config} {tokenizer.fingerprint()}".encode())
-    for values in _samples(jax.tree.leaves(params)):
-        digest.update(np.asarray(values).tobytes())
+    digest.update(np.asarray(_checksums(jax.tree.leaves(params))).tobytes())
     return digest.hexdigest()[:16]
 
 
 @jax.jit
-def _samples(leaves: list[jax.Array]) -> list[jax.Array]:
-    # Strides spread 64 values over the whole array; a sum would hide exchanged values.
-    flat = [leaf.reshape(-1) for leaf in leaves]
-    return [x[:: max(x.size // 64, 1)][:64].astype(jnp.bfloat16) for x in flat]
+def _checksums(leaves: list[jax.Array]) -> jax.Array:
+    def checksum(x):
+        bits = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16).reshape(-1)
+        # Weighted by place: a plain sum would not see values exchanged.
+        weights = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1
+        return jnp.sum(bits.astype(jnp.uint32) * weights, dtype=jnp.uint32)
+
+    return jnp.stack([checksum(x) for x in leaves])
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -80,7 +84,7 @@ class LanguageModel:
         """
         self._check_gist_token()
         if self.condition != "gist":
-            raise ValueError(
+            raise UserError(
                 f"this model was trained as {self.condition}, so its gist tokens hold no instruction"
             )
         rows = [self._instruction_ids(text) for text in _texts("instruction", instructions)]
@@ -125,7 +129,7 @@ class LanguageModel:
           ValueError: if the arguments do not fit each other or the model.
         """
         if (gists is None) == (instructions is None):
-            raise ValueError("give either gists or instructions")
+            raise UserError("give either gists or instructions")
         rows = [input_ids(self.tokenizer, text) for text in _texts("input", inputs)]
         if gists is None:
             heads = _one_each("instruction", _texts("instruction", instructions), len(rows))
@@ -150,9 +154,9 @@ class LanguageModel:
           ValueError: if there are more tokens than the model has positions.
         """
         if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, but is {max_new_tokens}")
-        before = 0 if gists is None else int(np.max(gists.offset))
-        self._check_positions(before + max(map(len, rows)) + max_new_tokens)
+            raise UserError(f"max_new_tokens must be at least 1, but is {max_new_tokens}")
+        before = np.zeros(1, int) if gists is None else np.asarray(gists.offset)
+        self._check_positions(int(np.max(before + [len(row) for row in rows])) + max_new_tokens)
         tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
         if gists is not None and len(gists) > 1 and len(gists) != len(tokens):
             # Rows of padding need a cache too: any will do.
@@ -179,43 +183,48 @@ class LanguageModel:
 
     def _check_gist_token(self) -> None:
         if self.tokenizer.gist_id >= self.config.vocab_size or self.num_gist_tokens < 1:
-            raise ValueError(
+            raise UserError(
                 "this model has no gist token: train it with gist_jax.train before compressing with it"
             )
 
     def _check_positions(self, length: int) -> None:
         if length > self.config.max_positions:
-            raise ValueError(
+            raise UserError(
                 f"{length} tokens are needed, but the model has only {self.config.max_positions} "
                 "positions"
             )
 
     def _check_cache(self, gists: GistCache, num_inputs: int) -> None:
         if gists.fingerprint != self.fingerprint:
-            raise ValueError("the gist cache was made by another model or tokenizer")
+            raise UserError("the gist cache was made by another model or tokenizer")
         if len(gists) not in (1, num_inputs):
-            raise ValueError(
+            raise UserError(
                 f"there are {len(gists)} gist caches for {num_inputs} inputs: give one, or one for each"
             )
 
 
 def _texts(kind: str, texts: Sequence[str]) -> list[str]:
     if isinstance(texts, str):
-        raise ValueError(f"give the {kind}s as a list of texts, not as one text")
+        raise UserError(f"give the {kind}s as a list of texts, not as one text")
     if len(texts) == 0:
-        raise ValueError(f"there is no {kind}")
+        raise UserError(f"there is no {kind}")
+    for text in texts:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"the {kind} {text!r} is not valid Unicode")
     return list(texts)
 
 
 def _one_each(kind: str, texts: list[str], count: int) -> list[str]:
     if len(texts) not in (1, count):
-        raise ValueError(f"there are {len(texts)} {kind}s for {count} inputs: give one, or one for each")
+        raise UserError(f"there are {len(texts)} {kind}s for {count} inputs: give one, or one for each")
     return texts * count if len(texts) == 1 else texts
 
 
 def _sampling(temperature: float, top_k: int, top_p: float) -> Sampling | None:
-    if temperature < 0 or not 0 <= top_k < 2**31 or not 0 <= top_p <= 1:
-        raise ValueError("temperature and top_k must not be negative, and top_p must be in 0 … 1")
+    limits = {"temperature": (temperature, 1e6), "top_k": (top_k, 2**31 - 1), "top_p": (top_p, 1)}
+    for name, (value, most) in limits.items():
+        if not 0 <= value <= most:  # nor NaN
+            raise UserError(f"{name} must be in 0 … {most:g}, but is {value}")
     if temperature == 0:
         return None
     return Sampling(np.float32(temperature), np.int32(top_k), np.float32(top_p))

@@ -5,9 +5,10 @@ import pathlib
 import huggingface_hub
 
 from gist_jax.data.tokenization import load_tokenizer
+from gist_jax.errors import UserError
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.interop import workdir
-from gist_jax.interop.huggingface import has_gist_token, load_llama, read_config
+from gist_jax.interop.huggingface import Checkpoint
 
 
 def load(path: str | pathlib.Path, dtype: str = "float32") -> LanguageModel:
@@ -21,7 +22,7 @@ def load(path: str | pathlib.Path, dtype: str = "float32") -> LanguageModel:
       ValueError: in one sentence, if there is no such model or it cannot be read.
     """
     if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype must be float32 or bfloat16, not {dtype!r}")
+        raise UserError(f"dtype must be float32 or bfloat16, not {dtype!r}")
     directory = pathlib.Path(path)
     if not directory.is_dir():
         directory = _download(str(path))
@@ -30,15 +31,15 @@ def load(path: str | pathlib.Path, dtype: str = "float32") -> LanguageModel:
         tokenizer = load_tokenizer(directory / workdir.TOKENIZER)
         params, _ = workdir.load_params(directory)
     elif (directory / "config.json").exists():
-        fields = read_config(directory)
-        config, params = load_llama(directory)
+        checkpoint = Checkpoint(directory)
         tokenizer = load_tokenizer(directory)
-        gist = fields.get("gist", {})
+        gist = checkpoint.fields.get("gist", {})
         condition = gist.get("condition", "gist")
-        trained = has_gist_token(fields, tokenizer.vocab_size)
+        trained = checkpoint.has_gist_token(tokenizer.vocab_size)
         num_gist_tokens = gist.get("num_gist_tokens", 1) if trained else 0
+        config, params = checkpoint.config, checkpoint.read()
     else:
-        raise ValueError(f"{directory} holds neither a trained run nor a Hugging Face checkpoint")
+        raise UserError(f"{directory} holds neither a trained run nor a Hugging Face checkpoint")
     return LanguageModel.from_params(
         params,
         config,
@@ -53,10 +54,10 @@ def _download(hub_id: str) -> pathlib.Path:
     """Fetches a model repository of the Hugging Face hub, or finds it in the local cache."""
     problem = f"there is no directory {hub_id}"
     if hub_id.count("/") > 1 or hub_id.startswith((".", "/")):
-        raise ValueError(problem)
+        raise UserError(problem)
     patterns = ["*.json", "*.safetensors", "*.model"]
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
     except Exception as error:  # many kinds, of the hub's library and of the network below it
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{problem}, and the Hugging Face hub gave no such model: {reason}") from None
+        raise UserError(f"{problem}, and the Hugging Face hub gave no such model: {reason}") from None

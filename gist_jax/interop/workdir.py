@@ -14,7 +14,8 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from gist_jax.files import whole_file
+from gist_jax.errors import UserError
+from gist_jax.files import read_json, whole_file
 from gist_jax.models import llama
 from gist_jax.models.config import LlamaConfig
 
@@ -49,11 +50,11 @@ def load_model(workdir: pathlib.Path) -> tuple[LlamaConfig, str, int]:
     """
     path = workdir / MODEL
     try:
-        description = json.loads(path.read_text())
+        description = read_json(path)
         config = LlamaConfig(**description["config"])
         return config, description["condition"], description["num_gist_tokens"]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from None
+    except (KeyError, TypeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
 
 
 def load_params(workdir: pathlib.Path) -> tuple[llama.Params, int]:
@@ -65,12 +66,12 @@ def load_params(workdir: pathlib.Path) -> tuple[llama.Params, int]:
     config, _, _ = load_model(workdir)
     directory = workdir / CHECKPOINTS
     if not directory.is_dir():
-        raise ValueError(f"{workdir} has no checkpoint yet")
-    metric = json.loads((workdir / CONFIG).read_text())["checkpoint"]["metric"]
+        raise UserError(f"{workdir} has no checkpoint yet")
+    metric = read_json(workdir / CONFIG).get("checkpoint", {}).get("metric")
     with ocp.training.Checkpointer(directory.resolve()) as checkpoints:
         steps = checkpoints.checkpoints
         if not steps:
-            raise ValueError(f"{workdir} has no checkpoint yet")
+            raise UserError(f"{workdir} has no checkpoint yet")
         evaluated = [s for s in steps if s.metrics and metric in s.metrics]
         chosen = max(evaluated, key=lambda s: (s.metrics[metric], s.step), default=steps[-1])
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -78,5 +79,8 @@ def load_params(workdir: pathlib.Path) -> tuple[llama.Params, int]:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
             jax.eval_shape(lambda: llama.init(config, jax.random.key(0))),
         )
-        loaded = checkpoints.load_checkpointables(chosen.step, {"params": shapes})
+        try:
+            loaded = checkpoints.load_checkpointables(chosen.step, {"params": shapes})
+        except (KeyError, OSError, ValueError) as error:  # of Orbax, for damaged files
+            raise UserError(f"checkpoint {chosen.step} of {workdir} cannot be read: {error}") from None
     return loaded["params"], chosen.step

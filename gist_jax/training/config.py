@@ -1,9 +1,16 @@
 """The defaults of every training run. A file in configs/ changes what it needs."""
 
+import math
+
+import jax
 from ml_collections import ConfigDict
 
+from gist_jax.errors import UserError
 from gist_jax.gist import CONDITIONS
 from gist_jax.models.llama import REMAT_POLICIES
+
+# What an evaluation measures, in percent, for every split: ROUGE F-measures and exact match.
+METRICS = ("rouge1", "rouge2", "rougeL", "exact_match")
 
 
 def default() -> ConfigDict:
@@ -87,7 +94,7 @@ def validate(config: ConfigDict) -> None:
     for name, choices in one_of.items():
         value = _field(config, name)
         if value not in choices:
-            raise ValueError(f"config.{name} is {value!r} but must be one of {', '.join(choices)}")
+            raise UserError(f"config.{name} is {value!r} but must be one of {', '.join(choices)}")
     at_least_one = (
         *("num_gist_tokens", "num_steps", "data.batch_size", "data.max_length"),
         *("optimizer.accumulate", "checkpoint.every", "log.every"),
@@ -96,22 +103,27 @@ def validate(config: ConfigDict) -> None:
     )
     for name in at_least_one:
         if _field(config, name) < 1:
-            raise ValueError(f"config.{name} must be at least 1, but is {_field(config, name)}")
-    positive = ("optimizer.learning_rate", "optimizer.clip_norm", "model.rope_theta")
+            raise UserError(f"config.{name} must be at least 1, but is {_field(config, name)}")
+    positive = ("optimizer.learning_rate", "optimizer.clip_norm", "optimizer.eps", "model.rope_theta")
     for name in positive:
-        if _field(config, name) <= 0:
-            raise ValueError(f"config.{name} must be above 0, but is {_field(config, name)}")
-    for name in ("optimizer.warmup_steps", "optimizer.weight_decay", "evaluation.every"):
-        if _field(config, name) < 0:
-            raise ValueError(f"config.{name} must not be negative, but is {_field(config, name)}")
+        if not 0 < _field(config, name) < math.inf:  # nor NaN
+            raise UserError(f"config.{name} must be above 0, but is {_field(config, name)}")
+    for name in ("optimizer.warmup_steps", "optimizer.weight_decay", "evaluation.every", "seed"):
+        if not 0 <= _field(config, name) < 2**31:
+            raise UserError(f"config.{name} must not be negative, but is {_field(config, name)}")
+    for name in ("optimizer.b1", "optimizer.b2"):
+        if not 0 <= _field(config, name) < 1:
+            raise UserError(f"config.{name} must be in 0 … 1, but is {_field(config, name)}")
+    if config.attention == "cudnn" and jax.default_backend() != "gpu":
+        raise UserError(f"config.attention is 'cudnn', but the device is a {jax.default_backend()}")
     for name in ("data.max_length", "evaluation.max_input_length"):
         if _field(config, name) < 2 * config.num_gist_tokens + 16:
-            raise ValueError(
+            raise UserError(
                 f"config.{name} is {_field(config, name)}, which leaves no room for an instruction "
                 f"with {config.num_gist_tokens} gist token(s), an input and an output"
             )
     if config.data.batch_size % config.optimizer.accumulate:
-        raise ValueError(
+        raise UserError(
             f"config.data.batch_size ({config.data.batch_size}) must be a multiple of "
             f"config.optimizer.accumulate ({config.optimizer.accumulate})"
         )
@@ -126,11 +138,11 @@ def _field(config: ConfigDict, dotted: str):
 def _reject_unknown(config: ConfigDict, known: ConfigDict, prefix: str) -> None:
     for name, value in config.items():
         if name not in known:
-            raise ValueError(
+            raise UserError(
                 f"unknown config field {prefix}{name}: choose from {', '.join(sorted(known))}"
             )
         if isinstance(known[name], ConfigDict):
             _reject_unknown(value, known[name], f"{prefix}{name}.")
     missing = [f"{prefix}{name}" for name in known if name not in config]
     if missing:
-        raise ValueError(f"the config has no field {', '.join(missing)}")
+        raise UserError(f"the config has no field {', '.join(missing)}")

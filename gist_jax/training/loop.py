@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from gist_jax.data.batching import training_batches
+from gist_jax.errors import UserError
 from gist_jax.interop.workdir import CHECKPOINTS
 from gist_jax.models import llama
 from gist_jax.training import sharding
@@ -18,13 +19,13 @@ from gist_jax.training.checkpoints import Checkpoints
 from gist_jax.training.metrics import MetricsWriter
 from gist_jax.training.optimizer import make_optimizer, make_schedule
 from gist_jax.training.run import Run
-from gist_jax.training.step import Objective, TrainState, train_step
+from gist_jax.training.step import Objective, TrainState, summed_loss, train_step
 
 # Scores of parameters after a step, by name, such as "validation_seen/rougeL".
 Evaluate = Callable[[llama.Params, int], dict[str, float]]
 
 
-class Diverged(ValueError):
+class Diverged(UserError):
     """The loss or its gradient is not a finite number."""
 
 
@@ -53,13 +54,14 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
         donate_argnums=0,
         out_shardings=state_on,
     )
+    objective = Objective(
+        config.condition, run.tokenizer.gist_id, config.dtype, config.remat, config.attention
+    )
     step_fn = jax.jit(
         functools.partial(
             train_step,
             config=run.model,
-            objective=Objective(
-                config.condition, run.tokenizer.gist_id, config.dtype, config.remat, config.attention
-            ),
+            objective=objective,
             optimizer=optimizer,
             accumulate=config.optimizer.accumulate,
         ),
@@ -67,6 +69,7 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
         in_shardings=(state_on, run.rows_on),
         out_shardings=(state_on, replicated),
     )
+    loss_fn = jax.jit(lambda params, batch: summed_loss(params, run.model, objective, batch))
     batches = training_batches(
         run.splits["train"],
         run.tokenizer,
@@ -95,7 +98,8 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
         with contextlib.closing(writer), contextlib.closing(report):
             pending = None  # metrics of the step before, read while the device works on the next
             for step in range(start + 1, config.num_steps + 1):
-                state, metrics = step_fn(state, jax.device_put(next(batches), run.rows_on))
+                batch = jax.device_put(next(batches), run.rows_on)
+                state, metrics = step_fn(state, batch)
                 if pending is not None:
                     report(step - 1, pending)
                 pending = metrics
@@ -103,14 +107,24 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
                     step, config.evaluation.every, config.num_steps
                 )
                 if evaluates or _due(step, config.checkpoint.every, config.num_steps):
-                    report(step, metrics)  # raises before a diverged state could be saved
+                    report(step, metrics)
                     pending = None
+                    # The loss above is of before the update; what is saved must be sound after it.
+                    _check_finite(step, float(loss_fn(state.params, batch)))
                     scores = evaluate(state.params, step) if evaluates else None
                     if scores:
                         writer.write(step, scores)
                     checkpoints.save(state, batches.get_state(), scores)
                     report.restart_clock()
     return state
+
+
+def _check_finite(step: int, loss: float, grad_norm: float = 0.0) -> None:
+    if not math.isfinite(loss) or not math.isfinite(grad_norm):
+        raise Diverged(
+            f"the loss is {loss} and its gradient's norm {grad_norm} at step {step}: training stopped; "
+            "the last good checkpoint is kept (try a lower learning rate)"
+        )
 
 
 def _due(step: int, every: int, last: int) -> bool:
@@ -131,11 +145,7 @@ class _Report:
 
     def __call__(self, step: int, metrics: dict[str, jax.Array]) -> None:
         values = {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
-            raise Diverged(
-                f"the loss is {values['loss']} and its gradient's norm {values['grad_norm']} at step "
-                f"{step}: training stopped; the last good checkpoint is kept (try a lower learning rate)"
-            )
+        _check_finite(step, values["loss"], values["grad_norm"])
         self._bar.update(1)
         self._tokens += values.pop("tokens")
         if step % self._every:

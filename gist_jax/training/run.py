@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import importlib.util
-import json
 import os
 import pathlib
 import shutil
@@ -25,12 +24,14 @@ from gist_jax.data.tokenization import (
     load_tokenizer,
     train_bpe,
 )
+from gist_jax.errors import UserError
+from gist_jax.files import read_json
 from gist_jax.interop import workdir as files
-from gist_jax.interop.huggingface import has_gist_token, llama_config, load_llama, read_config
+from gist_jax.interop.huggingface import Checkpoint
 from gist_jax.models import llama
 from gist_jax.models.config import LlamaConfig
 from gist_jax.training import sharding
-from gist_jax.training.config import validate
+from gist_jax.training.config import METRICS, validate
 
 # Fields that change no loss, so a run may go on with others.
 FREE = ("checkpoint", "evaluation", "log", "mesh")
@@ -69,21 +70,22 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
     """
     validate(config)
     if config.log.wandb and importlib.util.find_spec("wandb") is None:
-        raise ValueError("config.log.wandb needs the package wandb: pip install 'gist_jax[wandb]'")
+        raise UserError("config.log.wandb needs the package wandb: pip install 'gist_jax[wandb]'")
     mesh = sharding.make_mesh(config)
     rows_on = sharding.batch_sharding(mesh, config.data.batch_size, config.optimizer.accumulate)
     workdir = pathlib.Path(workdir)
     goes_on = _check_same_run(config, workdir)
+    checkpoint = Checkpoint(config.pretrained) if config.pretrained else None
     splits = load_splits(config.data.source)
     _check_splits(config, splits)
     tokenizer = load_tokenizer(workdir / files.TOKENIZER) if goes_on else _tokenizer(config, splits)
-    model, load = _start(config, tokenizer)
+    model, load = _start(config, checkpoint, tokenizer)
     needed = max(
         config.data.max_length,
         config.evaluation.max_input_length + config.evaluation.max_new_tokens,
     )
     if needed > model.max_positions:
-        raise ValueError(
+        raise UserError(
             f"rows of {config.data.max_length} tokens, or prompts of "
             f"{config.evaluation.max_input_length} and {config.evaluation.max_new_tokens} new tokens, "
             f"do not fit into the model's {model.max_positions} positions"
@@ -104,14 +106,17 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
 
 
 def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> bool:
-    """Whether the workdir holds a run to go on with; raises if it is one of another config."""
-    path = workdir / files.CONFIG
-    if not path.exists():
+    """Whether the workdir holds a run to go on with; raises if it is one of another config.
+
+    A workdir without a checkpoint holds nothing that could be lost: its run starts again.
+    """
+    path, checkpoints = workdir / files.CONFIG, workdir / files.CHECKPOINTS
+    if not (checkpoints.is_dir() and any(step.name.isdigit() for step in checkpoints.iterdir())):
         return False
-    before, now = (_flat(c) for c in (json.loads(path.read_text()), config.to_dict()))
+    before, now = _flat(read_json(path)), _flat(config.to_dict())
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name) and name.split(".")[0] not in FREE:
-            raise ValueError(
+            raise UserError(
                 f"{workdir} holds a run whose config.{name} is {before.get(name)!r}, not "
                 f"{now.get(name)!r}: choose another workdir, or go on with the same config"
             )
@@ -131,20 +136,20 @@ def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _check_splits(config: ConfigDict, splits: dict[str, Sequence[Example]]) -> None:
     if "train" not in splits:
-        raise ValueError(f"{config.data.source} has no train split")
-    split = config.checkpoint.metric.split("/")[0]
-    if len(splits) > 1 and split not in splits:
-        raise ValueError(
-            f"config.checkpoint.metric is {config.checkpoint.metric!r}, but the splits are "
-            f"{', '.join(splits)}"
+        raise UserError(f"{config.data.source} has no train split")
+    metrics = [f"{split}/{metric}" for split in splits if split != "train" for metric in METRICS]
+    if metrics and config.checkpoint.metric not in metrics:
+        raise UserError(
+            f"config.checkpoint.metric is {config.checkpoint.metric!r} but must be one of "
+            f"{', '.join(metrics)}"
         )
 
 
 def _tokenizer(config: ConfigDict, splits: dict[str, Sequence[Example]]) -> Tokenizer:
     name = config.data.tokenizer
     if name.startswith("bpe:"):
-        if not name[4:].isdigit():
-            raise ValueError(f"config.data.tokenizer is {name!r}; write bpe:4096 for 4096 entries")
+        if not name[4:].isdigit() or not 260 <= int(name[4:]) <= 10**6:
+            raise UserError(f"config.data.tokenizer is {name!r}: write bpe:4096 for 4096 entries")
         texts = (text for e in splits["train"] for text in (e["instruction"], e["input"], e["output"]))
         return train_bpe(texts, int(name[4:]))
     if name:
@@ -153,22 +158,24 @@ def _tokenizer(config: ConfigDict, splits: dict[str, Sequence[Example]]) -> Toke
         return load_tokenizer(config.pretrained)
     if config.data.source == EMBEDDED:
         return from_tokenizers(instructions.load_tokenizer(), SPECIAL_TOKENS)
-    raise ValueError("config.data.tokenizer is empty: give a directory, a file, or bpe:4096")
+    raise UserError("config.data.tokenizer is empty: give a directory, a file, or bpe:4096")
 
 
 def _start(
-    config: ConfigDict, tokenizer: Tokenizer
+    config: ConfigDict, checkpoint: Checkpoint | None, tokenizer: Tokenizer
 ) -> tuple[LlamaConfig, Callable[[], llama.Params] | None]:
     """The model's shape and, for a pretrained one, what reads its parameters (NumPy arrays)."""
-    if not config.pretrained:
-        return LlamaConfig(vocab_size=tokenizer.vocab_size, **config.model), None
-    fields = read_config(config.pretrained)
-    before = llama_config(fields)
+    if checkpoint is None:
+        try:
+            return LlamaConfig(vocab_size=tokenizer.vocab_size, **config.model), None
+        except ValueError as error:
+            raise UserError(f"config.model: {error}") from None
+    before = checkpoint.config
     model = dataclasses.replace(before, vocab_size=max(before.vocab_size, tokenizer.vocab_size))
 
     def load() -> llama.Params:
-        _, params = load_llama(config.pretrained, config.param_dtype)
-        if has_gist_token(fields, tokenizer.vocab_size):
+        params = checkpoint.read(config.param_dtype)
+        if checkpoint.has_gist_token(tokenizer.vocab_size):
             return params
         return with_gist_token(params, tokenizer.gist_id, model.vocab_size)
 

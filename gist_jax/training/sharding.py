@@ -5,6 +5,8 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from gist_jax.errors import UserError
+
 MESH_AXES = ("data", "fsdp", "tensor")
 
 # Logical axis of a parameter -> axis of the mesh. Every axis must stand here.
@@ -35,7 +37,7 @@ def make_mesh(config: ConfigDict) -> Mesh:
         known = count
     if known != count or min(sizes) < 1:
         wanted = ", ".join(f"{axis} {config.mesh[axis]}" for axis in MESH_AXES)
-        raise ValueError(f"config.mesh ({wanted}) does not fit the {count} devices there are")
+        raise UserError(f"config.mesh ({wanted}) does not fit the {count} devices there are")
     return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
@@ -52,7 +54,7 @@ def batch_sharding(mesh: Mesh, batch_size: int, accumulate: int = 1) -> NamedSha
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if (batch_size // accumulate) % ways:
-        raise ValueError(
+        raise UserError(
             f"a batch of {batch_size} rows in {accumulate} microbatch(es) does not divide over the "
             f"{ways} devices of the mesh's data and fsdp axes"
         )
@@ -74,7 +76,7 @@ def param_shardings(mesh: Mesh, logical_axes, shapes):
         name = "/".join(str(key.key) for key in path)
         unknown = [axis for axis in axes if axis not in RULES]
         if unknown:
-            raise ValueError(f"parameter {name} has axis {unknown[0]!r}, for which there is no rule")
+            raise UserError(f"parameter {name} has axis {unknown[0]!r}, for which there is no rule")
         spec = [RULES[axis] for axis in axes]
         for i, (size, axis) in enumerate(zip(leaf.shape, spec, strict=True)):
             if axis is None or size % mesh.shape[axis] == 0:
@@ -82,7 +84,7 @@ def param_shardings(mesh: Mesh, logical_axes, shapes):
             if axes[i] == "vocab":  # the gist token makes 32000 entries 32001: keep them together
                 spec[i] = None
             else:
-                raise ValueError(
+                raise UserError(
                     f"parameter {name} of shape {leaf.shape} does not divide over the mesh's "
                     f"{mesh.shape[axis]} devices along {axis}"
                 )

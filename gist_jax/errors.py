@@ -1,0 +1,5 @@
+"""Mistakes of the user, as against faults of the program."""
+
+
+class UserError(ValueError):
+    """Says in one sentence what is wrong and, where it can, what to do. The doors print just that."""
