@@ -69,7 +69,12 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
         in_shardings=(state_on, run.rows_on),
         out_shardings=(state_on, replicated),
     )
-    loss_fn = jax.jit(lambda params, batch: summed_loss(params, run.model, objective, batch))
+
+    @jax.jit
+    def loss_of_microbatch(params, batch):
+        rows = jax.tree.map(lambda x: x[:: config.optimizer.accumulate], batch)
+        return summed_loss(params, run.model, objective, rows)
+
     batches = training_batches(
         run.splits["train"],
         run.tokenizer,
@@ -110,7 +115,7 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
                     report(step, metrics)
                     pending = None
                     # The loss above is of before the update; what is saved must be sound after it.
-                    _check_finite(step, float(loss_fn(state.params, batch)))
+                    _check_finite(step, float(loss_of_microbatch(state.params, batch)))
                     scores = evaluate(state.params, step) if evaluates else None
                     if scores:
                         writer.write(step, scores)
