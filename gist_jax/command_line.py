@@ -28,9 +28,15 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see --help)\n")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def parser(description: str) -> argparse.ArgumentParser:
-    """A parser whose --help shows the defaults."""
-    return _Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    """The parser of the door that runs; its --help shows the defaults there are."""
+    door = pathlib.Path(sys.argv[0]).stem
+    return _Parser(prog=f"python -m gist_jax.{door}", description=description, formatter_class=_Help)
 
 
 def output_file(name: str) -> pathlib.Path:
@@ -41,11 +47,11 @@ def output_file(name: str) -> pathlib.Path:
     return path
 
 
-def add_model(arguments: argparse.ArgumentParser, required: bool = True) -> None:
+def add_model(arguments: argparse.ArgumentParser) -> None:
     """--model and --dtype."""
     arguments.add_argument(
         "--model",
-        required=required,
+        required=True,
         help="training workdir, directory in Hugging Face format, or hub id",
     )
     arguments.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])

@@ -74,6 +74,9 @@ def _compiled(
 
     arguments = jax.device_put((model.params, tokens, segment, prefix))
     program = first_scores.lower(*arguments, model.config).compile()
-    run = lambda: jax.block_until_ready(program(*arguments))  # noqa: E731
+
+    def run() -> None:
+        jax.block_until_ready(program(*arguments))
+
     run()
     return program.cost_analysis()["flops"], run
