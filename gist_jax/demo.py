@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from gist_jax.benchmark.prefill import prefill_costs
 from gist_jax.command_line import one_sentence_errors, parser
-from gist_jax.data.sources import Example, load_splits
+from gist_jax.data.sources import Example, first, load_splits
 from gist_jax.data.tokenization import instruction_ids
 from gist_jax.errors import UserError
 from gist_jax.evaluation import report
@@ -42,8 +42,8 @@ def main() -> None:
         print(report.as_text(table), end="\n\n")
         model = load(output / "gist")
         examples = load_splits(_config(options.config).data.source)["validation_unseen"]
-        _show_generation(model, [examples[i] for i in range(SHOWN)])
-        _show_prefill(model, examples[0]["instruction"], [examples[i]["input"] for i in range(BATCH)])
+        _show_generation(model, first(examples, SHOWN))
+        _show_prefill(model, examples[0]["instruction"], [e["input"] for e in first(examples, BATCH)])
         print(f"\nIn {output}/: results.csv, results.png, and a workdir with checkpoints per condition.")
 
 

@@ -7,7 +7,7 @@ python -m gist_jax.evaluate --predictions=preds.csv
 import pathlib
 
 from gist_jax.command_line import one_sentence_errors, output_file, parser
-from gist_jax.data.sources import EMBEDDED, load_splits
+from gist_jax.data.sources import EMBEDDED, first, load_splits
 from gist_jax.errors import UserError
 from gist_jax.evaluation.predict import predict, read_predictions, write_predictions
 from gist_jax.evaluation.rouge import score
@@ -42,7 +42,7 @@ def main() -> None:
         records = (
             _predict(options) if options.predictions is None else read_predictions(options.predictions)
         )
-        scores = score([r["prediction"] for r in records], [r["reference"] for r in records])
+        scores = score(records)
         print("  ".join(f"{name} {value:.2f}" for name, value in scores.items()))
 
 
@@ -60,9 +60,7 @@ def _predict(options) -> list[dict[str, str]]:
     splits = load_splits(options.source or of_run.get("data", {}).get("source", EMBEDDED))
     if options.split not in splits:
         raise UserError(f"there is no split {options.split!r}: choose from {', '.join(splits)}")
-    examples = splits[options.split]
-    count = min(settings.pop("num_examples"), len(examples))
-    chosen = [examples[i] for i in range(count)]
+    chosen = first(splits[options.split], settings.pop("num_examples"))
     model = load(options.model, dtype)
     records = predict(model, chosen, **settings, description=options.split)
     if options.output:

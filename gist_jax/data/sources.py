@@ -47,6 +47,11 @@ def load_splits(source: str) -> dict[str, Sequence[Example]]:
     return {split: read_examples(file) for split, file in splits.items()}
 
 
+def first(examples: Sequence[Example], count: int) -> list[Example]:
+    """The first `count` examples, or all if there are fewer. The embedded corpus has no slices."""
+    return [examples[i] for i in range(min(count, len(examples)))]
+
+
 def read_examples(path: str | pathlib.Path) -> list[Example]:
     """Reads records: a JSON list (.json), a record a line (.jsonl), or a table (.csv, .parquet).
 

@@ -10,14 +10,18 @@ from gist_jax.training.config import METRICS
 ROUGE = METRICS[:-1]
 
 
-def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Means over examples: F-measures of ROUGE-1, -2 and -L with stemming, and exact match.
+def score(records: Sequence[dict[str, str]]) -> dict[str, float]:
+    """Means over records: F-measures of ROUGE-1, -2 and -L with stemming, and exact match.
+
+    Args:
+      records: with a prediction and a reference each.
 
     The settings are those of the published evaluation (arXiv 2304.08467).
     """
     scorer = rouge_scorer.RougeScorer(ROUGE, use_stemmer=True)
     rows = []
-    for prediction, reference in zip(predictions, references, strict=True):
+    for record in records:
+        prediction, reference = record["prediction"], record["reference"]
         rouge = scorer.score(reference, prediction)
         exact = float(prediction.strip() == reference.strip())
         rows.append([*(rouge[name].fmeasure for name in ROUGE), exact])

@@ -36,7 +36,7 @@ def evaluator(run: Run) -> Evaluate:
                 description=split,
             )
             write_predictions(run.workdir / "predictions" / f"{step}-{split}.csv", records)
-            values = score([r["prediction"] for r in records], [r["reference"] for r in records])
+            values = score(records)
             scores |= {f"{split}/{metric}": value for metric, value in values.items()}
         return scores
 

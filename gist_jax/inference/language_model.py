@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import itertools
 from collections.abc import Sequence
 
 import jax
@@ -160,7 +159,7 @@ class LanguageModel:
         tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
         if gists is not None and len(gists) > 1 and len(gists) != len(tokens):
             # Rows of padding need a cache too: any will do.
-            gists = gists[list(itertools.islice(itertools.cycle(range(len(gists))), len(tokens)))]
+            gists = gists[np.arange(len(tokens)) % len(gists)]
         output = generate(
             self.params,
             tokens,

@@ -135,19 +135,20 @@ def logical_axes(config: LlamaConfig) -> Params:
             lambda p: p.get_metadata()["axes"], state, is_leaf=lambda p: isinstance(p, nnx.Variable)
         )
     )
-    is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
-    axes["layers"] = jax.tree.map(lambda a: ("layers", *a), axes["layers"], is_leaf=is_axes)
+    axes["layers"] = jax.tree.map(
+        lambda a: ("layers", *a), axes["layers"], is_leaf=lambda a: isinstance(a, tuple)
+    )
     return axes
 
 
 def unstacked(params: Params) -> Params:
     """The same parameters with one dict per layer, `{"layers": {0: …, 1: …}}`, for inference."""
     num_layers = jax.tree.leaves(params["layers"])[0].shape[0]
-    layers = {
-        i: jax.tree.map(lambda x: x[i], params["layers"])  # noqa: B023
-        for i in range(num_layers)
-    }
-    return {**params, "layers": layers}
+
+    def layer(i: int) -> Params:
+        return jax.tree.map(lambda x: x[i], params["layers"])
+
+    return {**params, "layers": {i: layer(i) for i in range(num_layers)}}
 
 
 def forward(

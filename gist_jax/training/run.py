@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from gist_jax.data import instructions
-from gist_jax.data.sources import EMBEDDED, Example, load_splits
+from gist_jax.data.sources import EMBEDDED, Example, first, load_splits
 from gist_jax.data.tokenization import (
     SPECIAL_TOKENS,
     Tokenizer,
@@ -55,11 +55,7 @@ class Run:
     def validation_splits(self) -> dict[str, Sequence[Example]]:
         """The first examples of every split but train, as many as the config asks for."""
         count = self.config.evaluation.num_examples
-        return {
-            name: [examples[i] for i in range(min(count, len(examples)))]
-            for name, examples in self.splits.items()
-            if name != "train"
-        }
+        return {name: first(split, count) for name, split in self.splits.items() if name != "train"}
 
 
 def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
