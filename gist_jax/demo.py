@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from gist_jax.benchmark.prefill import prefill_costs
 from gist_jax.command_line import one_sentence_errors, parser
 from gist_jax.data.sources import Example, first, load_splits
-from gist_jax.data.tokenization import instruction_ids
 from gist_jax.errors import UserError
 from gist_jax.evaluation import report
 from gist_jax.evaluation.scores import evaluator
@@ -74,7 +73,7 @@ def _show_generation(model: LanguageModel, examples: Sequence[Example]) -> None:
     full = model.generate(instructions=instructions, inputs=inputs, max_new_tokens=16)
     per_token = gists.nbytes / np.size(gists.layout.segment)
     for i, instruction in enumerate(instructions):
-        tokens = len(instruction_ids(model.tokenizer, instruction, model.num_gist_tokens))
+        tokens = len(model.prompts.instruction_ids(instruction))
         print(f"instruction      {instruction}")
         print(f"input            {inputs[i]}")
         print(f"from the cache   {cached[i]}")

@@ -56,15 +56,26 @@ def positions_of(segment: jax.Array) -> jax.Array:
     return jnp.where(segment > 0, index - start, 0)
 
 
-def next_span(layout: Layout) -> jax.Array:
-    """The span, `[B, 1]` int32, of whatever follows the tokens of `layout` (one segment per row)."""
-    following = jnp.where(layout.segment > 0, layout.span + layout.is_gist, 0)
-    return jnp.max(following, axis=1, keepdims=True, initial=0)
+def following(layout: Layout, segment: jax.Array) -> Layout:
+    """The layout of tokens that follow those of `layout` in the last span of their segment.
+
+    Args:
+      layout: `[B, T]`.
+      segment: int `[B, S]`, of the tokens that follow: the rest of a prompt, or an output.
+
+    Returns:
+      `[B, S]`, none of them gist tokens.
+    """
+    after = jnp.where(layout.is_gist, layout.span + 1, layout.span)
+    same_segment = segment[:, :, None] == layout.segment[:, None, :]
+    span = jnp.max(jnp.where(same_segment, after[:, None, :], 0), axis=2, initial=0)
+    return Layout(segment.astype(jnp.int32), span, jnp.zeros(segment.shape, bool))
 
 
 def continued(prefix: Layout, layout: Layout) -> Layout:
-    """`layout`, `[B, T]`, renumbered as the continuation of `prefix`, `[B or 1, S]`."""
-    return layout._replace(span=layout.span + next_span(prefix))
+    """`layout`, `[B, T]`, renumbered as the continuation of `prefix`, `[B or 1, S]`; one segment."""
+    first = following(prefix, jnp.ones_like(prefix.segment[:, :1])).span
+    return layout._replace(span=layout.span + first)
 
 
 def joined(first: Layout, second: Layout) -> Layout:
@@ -112,10 +123,23 @@ def causal(num_queries: int, num_keys: int, first_slot: int | jax.Array = 0) -> 
     return (jnp.arange(num_keys)[None, :] <= slots[:, None])[None, None]
 
 
-def decoder_mask(layout: Layout, condition: str) -> jax.Array:
-    """Causal self-attention mask of a full decoder sequence: bool `[B, 1, T, T]`."""
-    length = layout.segment.shape[1]
-    return visible(layout, layout, condition) & causal(length, length)
+def attention_mask(
+    layout: Layout, condition: str, *, before: Layout | None = None, bidirectional: bool = False
+) -> jax.Array:
+    """Mask of a whole sequence: which of its own tokens, and of those before it, each token sees.
+
+    Args:
+      layout: `[B, T]`; of what stands behind others, see `continued` and `following`.
+      before: of cached tokens, or of what an encoder has read, `[B or 1, P]`.
+      bidirectional: an encoder's tokens see later ones too.
+
+    Returns:
+      bool `[B, 1, T, P + T]`.
+    """
+    keys = layout if before is None else joined(before, layout)
+    mask = visible(layout, keys, condition)
+    length, num_keys = layout.segment.shape[1], keys.segment.shape[1]
+    return mask if bidirectional else mask & causal(length, num_keys, num_keys - length)
 
 
 def mask_to_bias(mask: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:

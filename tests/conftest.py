@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gist_jax.interop.huggingface import Checkpoint
-from gist_jax.models import llama
-from gist_jax.models.config import LlamaConfig
+from gist_jax.models import family
+from gist_jax.models.config import LlamaConfig, T5Config
 
 TESTS = pathlib.Path(__file__).parent
 
@@ -21,27 +21,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=30)
 hypothesis.settings.load_profile("default")
 
-
-@pytest.fixture(scope="session")
-def golden():
-    """Results of the published implementation on the weights of `golden_model`."""
-    return np.load(TESTS / "golden" / "llama" / "cases.npz")
-
-
-@pytest.fixture(scope="session")
-def golden_model():
-    """Configuration and stacked parameters."""
-    checkpoint = Checkpoint(TESTS / "golden" / "llama")
-    return checkpoint.config, jax.tree.map(jax.numpy.asarray, checkpoint.read())
-
-
-@pytest.fixture(scope="session")
-def tiny():
-    """A random model with grouped-query attention: configuration and stacked parameters.
-
-    The weights are large, so that logits differ widely and the likeliest token is never a near tie.
-    """
-    config = LlamaConfig(
+# The weights are large, so that logits differ widely and the likeliest token is never a near tie.
+TINY = {
+    "llama": LlamaConfig(
         vocab_size=41,
         hidden_size=32,
         intermediate_size=48,
@@ -51,5 +33,44 @@ def tiny():
         head_dim=8,
         max_positions=512,
         initializer_range=0.3,
-    )
-    return config, llama.init(config, jax.random.key(7))
+    ),
+    "t5": T5Config(
+        vocab_size=41,
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=3,
+        num_decoder_layers=2,
+        num_heads=4,
+        head_dim=8,
+        gated_gelu=True,
+        tie_embeddings=False,
+        scale_outputs=False,
+        initializer_factor=0.7,
+    ),
+}
+
+
+@pytest.fixture(scope="session", params=list(TINY))
+def model_family(request):
+    """Every test that depends on this, or on what is below, runs for all families."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def golden(model_family):
+    """Results of the published implementation on the weights of `golden_model`."""
+    return np.load(TESTS / "golden" / model_family / "cases.npz")
+
+
+@pytest.fixture(scope="session")
+def golden_model(model_family):
+    """Configuration and stacked parameters."""
+    checkpoint = Checkpoint(TESTS / "golden" / model_family)
+    return checkpoint.config, jax.tree.map(jax.numpy.asarray, checkpoint.read())
+
+
+@pytest.fixture(scope="session")
+def tiny(model_family):
+    """A random model: configuration and stacked parameters."""
+    config = TINY[model_family]
+    return config, family.init(config, jax.random.key(7))

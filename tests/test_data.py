@@ -6,25 +6,39 @@ import pathlib
 import pytest
 
 from gist_jax.data import sources, tokenization
+from gist_jax.data.prompts import Prompts
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
 def test_prompt_form():
     tokenizer = tokenization.train_bpe(["Instruction: Say it. Input: tea Output: yes"] * 3, 300)
-    head = tokenization.instruction_ids(tokenizer, "Say it.\n", 2)
+    prompts = Prompts(tokenizer, 2)
+    head = prompts.instruction_ids("Say it.\n")
     assert head[0] == tokenizer.bos_id and head[-2:] == [tokenizer.gist_id] * 2
     assert tokenizer.decode(head) == "Instruction: Say it."
-    assert tokenizer.decode(tokenization.input_ids(tokenizer, "tea")) == "Input: tea\nOutput:"
-    assert tokenizer.decode(tokenization.input_ids(tokenizer, " ")) == "Output:"
-    output = tokenization.output_ids(tokenizer, "naïve 中文!")
+    assert tokenizer.decode(prompts.input_ids("tea")) == "Input: tea\nOutput:"
+    assert tokenizer.decode(prompts.input_ids(" ")) == "Output:"
+    output = prompts.output_ids("naïve 中文!")
     assert output[-1] == tokenizer.eos_id
     assert tokenizer.decode([*output, 5, 6]) == "naïve 中文!"
 
 
+def test_prompt_form_of_an_encoder_decoder():
+    tokenizer = tokenization.train_bpe(["Instruction: Say it. Input: tea Output: yes"] * 3, 300)
+    prompts = Prompts(tokenizer, 2, decoder_start_token=0)
+    head = prompts.instruction_ids("Say it.\n")
+    assert head == [*tokenizer.encode("Instruction: Say it."), *[tokenizer.gist_id] * 2]
+    assert prompts.input_ids("tea") == [*tokenizer.encode("Input: tea"), tokenizer.eos_id]
+    assert prompts.input_ids(" ") == [tokenizer.eos_id]
+    assert prompts.output_ids("yes") == [*tokenizer.encode("yes"), tokenizer.eos_id]
+    cut = prompts.output_ids("yes " * 20, max_length=5)
+    assert len(cut) == 5 and cut[-1] == tokenizer.eos_id
+
+
 def test_cutting_keeps_gist_tokens():
     tokenizer = tokenization.train_bpe(["one two three"], 300)
-    ids = tokenization.instruction_ids(tokenizer, "one two three", 3, max_length=5)
+    ids = Prompts(tokenizer, 3).instruction_ids("one two three", max_length=5)
     assert len(ids) == 5 and ids[-3:] == [tokenizer.gist_id] * 3
 
 
@@ -54,12 +68,14 @@ def test_texts_that_other_readers_change(tmp_path):
         sources.load_splits(str(tmp_path))
 
 
+@pytest.mark.parametrize("start", [None, 0])
 @pytest.mark.parametrize("limit", [24, 32, 60])
-def test_prompts_are_cut_to_the_limit(limit):
+def test_prompts_are_cut_to_the_limit(limit, start):
     tokenizer = tokenization.train_bpe(["Instruction: Input: Output: one two"] * 3, 300)
-    ids = tokenization.prompt_ids(tokenizer, "one " * 30, "two " * 30, 2, limit)
+    ids = Prompts(tokenizer, 2, start).prompt_ids("one " * 30, "two " * 30, limit)
     assert len(ids) == limit and ids.count(tokenizer.gist_id) == 2
-    assert tokenizer.decode(ids).endswith("\nOutput:")
+    assert tokenizer.decode(ids[-7:]).endswith("\nOutput:" if start is None else "")
+    assert (ids[-1] == tokenizer.eos_id) == (start is not None)
 
 
 def test_tables(tmp_path):
@@ -116,15 +132,26 @@ def test_bad_tokenizer_files(name, tmp_path):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the published texts and tokenizers cannot be shipped")
 def test_published_token_ids():
-    tokenizer = tokenization.load_tokenizer(SHARED / "tokenizers" / "llama" / "tokenizer.model")
+    """All ids of LLaMA, and of T5 those of all but one example, whose question marks lose the white
+    space before them in the published ids.
+    """
+    llama = tokenization.load_tokenizer(SHARED / "tokenizers" / "llama" / "tokenizer.model")
+    t5 = tokenization.load_tokenizer(SHARED / "tokenizers" / "t5" / "spiece.model")
     golden = json.loads((SHARED / "golden" / "tokens.json").read_text())
-    assert tokenizer.gist_id == golden["llama_gist_id"]
+    assert (llama.gist_id, t5.gist_id) == (golden["llama_gist_id"], golden["t5_gist_id"])
+    different = set()
     for name, cases in golden["splits"].items():
         split, k = name.split("/k=")
         examples = sources.read_examples(SHARED / "data" / "alpaca_plus" / f"{split}.json")
+        max_in, max_out = (384, 384) if split == "validation_human" else (128, 256)
         for case in cases:
             example = examples[case["index"]]
-            prompt = tokenization.instruction_ids(tokenizer, example["instruction"], int(k))
-            prompt += tokenization.input_ids(tokenizer, example["input"])
-            assert prompt == case["llama_prompt"]
-            assert tokenization.output_ids(tokenizer, example["output"]) == case["llama_completion"]
+            texts = example["instruction"], example["input"]
+            prompts = Prompts(llama, int(k))
+            assert prompts.prompt_ids(*texts, 10**6) == case["llama_prompt"]
+            assert prompts.output_ids(example["output"]) == case["llama_completion"]
+            prompts = Prompts(t5, int(k), 0)
+            assert prompts.output_ids(example["output"], max_out) == case["t5_labels"]
+            if prompts.prompt_ids(*texts, max_in) != case["t5_input_ids"]:
+                different.add((split, case["index"]))
+    assert different == {("validation_human", 15)}

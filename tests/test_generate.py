@@ -1,5 +1,6 @@
 """Generation from gist caches equals generation from whole prompts, whatever stands beside a row."""
 
+import functools
 import re
 
 import jax
@@ -15,7 +16,9 @@ from gist_jax.inference.compress import compress
 from gist_jax.inference.generate import generate
 from gist_jax.inference.gist_cache import GistCache
 from gist_jax.inference.sampling import Sampling, sample
-from gist_jax.models import llama
+from gist_jax.models.family import merge
+from gist_jax.models.model import Tokens
+from gist_jax.models.stack import unstacked
 
 EOS, GIST = 2, 40
 ROWS, MAX_INSTRUCTION, MAX_GIST, MAX_INPUT, NEW = 8, 60, 10, 8, 8
@@ -30,7 +33,8 @@ row = st.tuples(
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    return tiny[0], llama.unstacked(tiny[1])
+    """Configuration and parameters with layers apart."""
+    return tiny[0], unstacked(tiny[1])
 
 
 def arrays(rows, num_rows, length, left=False):
@@ -56,37 +60,56 @@ def compressed(model, rows, num_rows, left=False) -> GistCache:
     return GistCache(*made, fingerprint="")
 
 
-def one_by_one(model, prompts, outputs, condition="gist"):
+def one_by_one(tiny, prompts, outputs, condition="gist"):
     """The tokens a packed row of prompts and their outputs predicts: no cache, one full forward.
 
     Its layout is made here, not by `layout_of`, since a random model may well write a gist token.
     """
-    config, params = model
-    tokens, segment, span, is_gist, starts = [], [], [], [], []
+    config, params = tiny
+    start = config.decoder_start_token
+    read = {name: [] for name in ("tokens", "segment", "span", "is_gist")}
+    written = {name: [] for name in read}
+    starts = []
     for number, (prompt, output) in enumerate(zip(prompts, outputs, strict=True), 1):
-        tokens += [*prompt, *output]
-        segment += [number] * (len(prompt) + len(output))
         last = len(prompt) - 1 - prompt[::-1].index(GIST)
-        span += [0] * (last + 1) + [1] * (len(prompt) - last - 1 + len(output))
-        is_gist += [t == GIST for t in prompt] + [False] * len(output)
-        starts.append(len(tokens) - len(output) - 1)
-    length = ROWS * (MAX_INSTRUCTION + MAX_GIST + MAX_INPUT + NEW)
-    pad = length - len(tokens)
-    tokens, segment, span, is_gist = (
-        jnp.asarray(np.pad(np.asarray(x, np.int32), (0, pad))[None])
-        for x in (tokens, segment, span, is_gist)
-    )
-    layout = gist.Layout(segment, span, is_gist.astype(bool))
-    bias = gist.mask_to_bias(gist.decoder_mask(layout, condition))
-    hidden = packed_forward(params, config, tokens, gist.positions_of(segment), bias)
-    best = np.asarray(jnp.argmax(llama.logits(params, config, hidden), axis=-1))[0]
+        span = [0] * (last + 1) + [1] * (len(prompt) - last - 1)
+        extend(read, prompt, number, span, [t == GIST for t in prompt])
+        after = read if start is None else written
+        starts.append(len(after["tokens"]) - (start is None))
+        ids = output if start is None else [start, *output]
+        extend(after, ids, number, [1] * len(ids), [False] * len(ids))
+    rows = ROWS * (MAX_INSTRUCTION + MAX_GIST + MAX_INPUT + NEW)
+    read, layout = padded(read, rows)
+    mask = gist.attention_mask(layout, condition, bidirectional=config.bidirectional)
+    sequences = [Tokens(read, gist.positions_of(layout.segment), gist.mask_to_bias(mask))]
+    if start is not None:
+        written, after = padded(written, ROWS * (NEW + 1))
+        mask = gist.attention_mask(after, condition, before=layout)
+        sequences.append(Tokens(written, gist.positions_of(after.segment), gist.mask_to_bias(mask)))
+    best = np.asarray(packed_forward(params, config, *sequences))[0]
     return [best[start : start + NEW] for start in starts]
 
 
-packed_forward = jax.jit(
-    lambda params, config, *arguments: llama.forward(params, config, *arguments).hidden,
-    static_argnums=1,
-)
+def extend(sequence, tokens, number, span, is_gist) -> None:
+    sequence["tokens"] += tokens
+    sequence["segment"] += [number] * len(tokens)
+    sequence["span"] += span
+    sequence["is_gist"] += is_gist
+
+
+def padded(sequence, length):
+    """Ids `[1, length]`, and their layout."""
+    tokens, segment, span, is_gist = (
+        jnp.asarray(np.pad(np.asarray(x, np.int32), (0, length - len(x)))[None])
+        for x in sequence.values()
+    )
+    return tokens, gist.Layout(segment, span, is_gist.astype(bool))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def packed_forward(params, config, *sequences):
+    model = merge(params, config)
+    return jnp.argmax(model.logits(model.forward(*sequences)), axis=-1)
 
 
 def until_end(output) -> list[int]:
@@ -97,7 +120,7 @@ def until_end(output) -> list[int]:
 @given(st.lists(row, min_size=1, max_size=ROWS), st.booleans())
 @example([([5], 1, [6])], False)
 @example([([5] * MAX_INSTRUCTION, MAX_GIST, [6] * MAX_INPUT)] * ROWS, True)
-def test_cache_equals_whole_prompt_and_row_equals_row_alone(model, rows, left):
+def test_cache_equals_whole_prompt_and_row_equals_row_alone(tiny, model, rows, left):
     heads = [instruction + [GIST] * k for instruction, k, _ in rows]
     inputs = [input_ for _, _, input_ in rows]
     prompts = [head + input_ for head, input_ in zip(heads, inputs, strict=True)]
@@ -111,7 +134,7 @@ def test_cache_equals_whole_prompt_and_row_equals_row_alone(model, rows, left):
     np.testing.assert_array_equal(cached[: len(rows)], whole[: len(rows)])
 
     outputs = [until_end(output) for output in cached[: len(rows)]]
-    expected = one_by_one(model, prompts, outputs)
+    expected = one_by_one(tiny, prompts, outputs)
     for output, best in zip(outputs, expected, strict=True):
         assert output == list(best[: len(output)])
 
@@ -122,13 +145,13 @@ def test_cache_equals_whole_prompt_and_row_equals_row_alone(model, rows, left):
 
 
 @pytest.mark.parametrize("condition", gist.CONDITIONS)
-def test_whole_prompts_under_every_condition(model, condition):
+def test_whole_prompts_under_every_condition(tiny, model, condition):
     rng = np.random.default_rng(0)
     prompts = [[*rng.integers(3, GIST, n), GIST, GIST, *rng.integers(3, GIST, 5)] for n in (3, 20, 41)]
     prompts = [[int(t) for t in prompt] for prompt in prompts]
     outputs = run(model, *arrays(prompts, 3, 64), condition=condition)
     outputs = [until_end(output) for output in outputs]
-    for output, best in zip(outputs, one_by_one(model, prompts, outputs, condition), strict=True):
+    for output, best in zip(outputs, one_by_one(tiny, prompts, outputs, condition), strict=True):
         assert output == list(best[: len(output)])
 
 
@@ -150,18 +173,14 @@ def test_shared_cache_is_not_copied_per_row(model):
     """
     config, params = model
     ten = compressed(model, [[5, GIST]], 1)
-    slots = np.arange(97) % MAX_GIST
-    gists = GistCache(
-        jax.tree.map(lambda x: x[:, :, slots], ten.cache),
-        jax.tree.map(lambda x: x[:, slots], ten.layout),
-        ten.offset,
-        ten.fingerprint,
-    )
+    slots = jnp.asarray(np.arange(97) % MAX_GIST)[None]
+    layout = jax.tree.map(lambda x: x[:, slots[0]], ten.layout)
+    gists = GistCache(ten.memory.take(slots), layout, ten.offset, ten.fingerprint)
     tokens, segment = arrays([[7]] * ROWS, ROWS, 3)
     numbers = np.int32(NEW), np.int32(EOS), np.int32(0), None
     shape = dict(config=config, condition="gist", gist_token=GIST, max_new=NEW)
     program = generate.lower(params, tokens, segment, gists, *numbers, **shape).compile().as_text()
-    heads, dim = config.num_kv_heads, config.head_dim
+    heads, dim = gists.memory.cache.keys[0].shape[1::2]
     assert f"f32[1,{heads},97,{dim}]" in program  # the cache itself
     shapes = re.findall(r"f32\[([\d,]+)\]", program)
     sizes = {int(np.prod([int(d) for d in dims.split(",")])) for dims in shapes}
@@ -180,37 +199,39 @@ def test_several_instructions_in_a_row(model):
 
 
 def test_no_gradient_reaches_an_instruction_but_through_gist_positions(tiny):
-    """With the gist keys and values held constant, later logits do not depend on the instruction.
+    """With the gist keys, values and states held constant, nothing later depends on the instruction.
 
-    The constants stand before the sequence as a prefix, and the sequence's own gist keys are hidden
-    from the later tokens, so the logits are those of the plain run.
+    The constants stand before the sequence as what was read earlier, and the sequence's own gist tokens
+    are hidden from the later ones, so the states are those of the plain run. The outputs of an
+    encoder-decoder see these constants and states, and nothing else.
     """
     config, stacked = tiny
-    params = llama.unstacked(stacked)
+    model = merge(unstacked(stacked), config)
     tokens = jnp.array([[5, 6, 7, 8, GIST, GIST, 9, 10, 11]])
     split, k = 6, 2
     layout = gist.layout_of(tokens, GIST)
     positions = gist.positions_of(layout.segment)
-    mask = gist.decoder_mask(layout, "gist")
-    embeddings = params["embedding"][tokens]
+    mask = gist.attention_mask(layout, "gist", bidirectional=config.bidirectional)
+    embeddings = model.embedding[tokens]
 
     def plain(embeddings):
-        return llama.forward(params, config, embeddings, positions, gist.mask_to_bias(mask))
+        return model.read(Tokens(embeddings, positions, gist.mask_to_bias(mask)))
 
-    gist_slots = jax.tree.map(lambda x: x[:, :, split - k : split], plain(embeddings).cache)
+    _, memory = plain(embeddings)
+    gists = memory.take(jnp.arange(split - k, split)[None])
     later = jnp.arange(tokens.shape[1])[:, None] >= split
     own = mask & ~(later & layout.is_gist[0])[None, None]
     constants = jnp.broadcast_to(later, (1, 1, tokens.shape[1], k))
     bias = gist.mask_to_bias(jnp.concatenate([constants, own], axis=-1))
 
     def held_constant(embeddings):
-        return llama.forward(params, config, embeddings, positions, bias, prefix=gist_slots)
+        return model.read(Tokens(embeddings, positions, bias), gists)
 
     def score(forward):
-        return lambda x: jnp.sum(llama.logits(params, config, forward(x).hidden)[:, split:] ** 2)
+        return lambda x: jnp.sum(model.logits(forward(x)[0])[:, split:] ** 2)
 
     np.testing.assert_allclose(
-        held_constant(embeddings).hidden[:, split:], plain(embeddings).hidden[:, split:], atol=1e-5
+        held_constant(embeddings)[0][:, split:], plain(embeddings)[0][:, split:], atol=1e-5
     )
     through_gist = jax.grad(score(plain))(embeddings)[0]
     without = jax.grad(score(held_constant))(embeddings)[0]
@@ -234,26 +255,39 @@ def loop_bodies(program: str) -> str:
 
 
 @pytest.mark.parametrize("with_prefix", [False, True])
-def test_a_decode_step_does_not_copy_its_cache(model, with_prefix):
-    """In the compiled loop only the in-place update makes an array of the cache's size."""
+def test_a_decode_step_copies_no_cache(model, with_prefix):
+    """In the compiled loop only the in-place update makes an array of a cache's size.
+
+    What was read is larger still, and nothing in the loop is as large as that.
+    """
     config, params = model
     batch, length = 3, 203
     prefix = compressed(model, [[5, GIST]] * batch, batch) if with_prefix else None
     tokens, segment = arrays([[7, 8]] * batch, batch, length)
-    numbers = np.int32(NEW), np.int32(EOS), np.int32(0), None
-    shape = dict(config=config, condition="gist", gist_token=GIST, max_new=NEW)
+    numbers = np.int32(MANY), np.int32(EOS), np.int32(0), None
+    shape = dict(config=config, condition="gist", gist_token=GIST, max_new=MANY)
     program = generate.lower(params, tokens, segment, prefix, *numbers, **shape).compile().as_text()
-    size = batch * config.num_kv_heads * (length + NEW) * config.head_dim
-    makers = [
-        operation
+    layers, heads, dim = written_cache(config)
+    made = [
+        (int(np.prod([int(d) for d in dims.split(",")])), operation)
         for dims, operation in re.findall(r"= \w+\[([\d,]+)\]\S* ([\w\-]+)\(", loop_bodies(program))
-        if np.prod([int(d) for d in dims.split(",")]) >= size
     ]
-    assert makers.count("dynamic-update-slice") == 2 * config.num_layers
+    makers = [operation for size, operation in made if size >= batch * heads * MANY * dim]
+    assert makers.count("dynamic-update-slice") == 2 * layers
     # Reading an element of a tuple or a parameter, or a view, makes nothing; a fusion's content is
     # listed with its own computation.
     nothing = {"dynamic-update-slice", "get-tuple-element", "parameter", "bitcast", "fusion"}
     assert set(makers) <= nothing
+
+
+MANY = 151
+
+
+def written_cache(config) -> tuple[int, int, int]:
+    """Layers, heads and head dim of the cache of written tokens."""
+    if config.decoder_start_token is None:
+        return config.num_layers, config.num_kv_heads, config.head_dim
+    return config.num_decoder_layers, config.num_heads, config.head_dim
 
 
 def test_limit_below_the_bucket(model):

@@ -27,30 +27,45 @@ def draw(mask) -> list[str]:
 )
 def test_decoder(condition, expected):
     layout = gist.layout_of(jnp.array([[1, 2, GIST, 3, 4]]), GIST)
-    assert draw(gist.decoder_mask(layout, condition)) == expected
+    assert draw(gist.attention_mask(layout, condition)) == expected
 
 
 def test_encoder_and_cross_attention():
     layout = gist.layout_of(jnp.array([[1, GIST, GIST, 3, 4]]), GIST)
-    encoder = gist.visible(layout, layout, "gist")
+    encoder = gist.attention_mask(layout, "gist", bidirectional=True)
     assert draw(encoder) == ["xxx..", "xxx..", "xxx..", ".xxxx", ".xxxx"]
-    # The decoder counts as the last span.
-    decoder = gist.layout_of(jnp.array([[5, 6]]), GIST)
-    decoder = decoder._replace(span=decoder.span + gist.next_span(layout))
-    assert draw(gist.visible(decoder, layout, "gist")) == [".xxxx", ".xxxx"]
-    assert draw(gist.visible(decoder, layout, "neg_control")) == ["...xx", "...xx"]
+    # The decoder counts as the last span; after the encoder's tokens come its own.
+    decoder = gist.following(layout, jnp.array([[1, 1]]))
+
+    def cross_and_own(condition):
+        return draw(gist.attention_mask(decoder, condition, before=layout))
+
+    assert cross_and_own("gist") == [".xxxxx.", ".xxxxxx"]
+    assert cross_and_own("neg_control") == ["...xxx.", "...xxxx"]
+    assert cross_and_own("pos_control") == ["xxxxxx.", "xxxxxxx"]
+
+
+def test_outputs_of_a_packed_encoder():
+    """An output sees its own example, each of which ends in another span."""
+    tokens = jnp.array([[1, GIST, 2, 3, 4, GIST, 0]])
+    layout = gist.layout_of(tokens, GIST, jnp.array([[1, 1, 1, 2, 3, 3, 0]]))
+    outputs = gist.following(layout, jnp.array([[1, 2, 2, 3, 0]]))
+    mask = gist.attention_mask(outputs, "gist", before=layout)[..., :7]
+    assert draw(mask) == [".xx....", "...x...", "...x...", ".....x.", "......."]
+    mask = gist.attention_mask(outputs, "neg_control", before=layout)[..., :7]
+    assert draw(mask) == ["..x....", "...x...", "...x...", ".......", "......."]
 
 
 def test_several_spans_in_a_row():
     layout = gist.layout_of(jnp.array([[1, GIST, 2, GIST, 3]]), GIST)
     assert layout.span.tolist() == [[0, 0, 1, 1, 2]]
-    assert draw(gist.decoder_mask(layout, "gist")) == ["x....", "xx...", ".xx..", ".xxx.", ".x.xx"]
+    assert draw(gist.attention_mask(layout, "gist")) == ["x....", "xx...", ".xx..", ".xxx.", ".x.xx"]
 
 
 def test_without_gist_tokens_nothing_is_hidden():
     layout = gist.layout_of(jnp.array([[1, 2, 3]]), GIST)
     for condition in gist.CONDITIONS:
-        assert draw(gist.decoder_mask(layout, condition)) == ["x..", "xx.", "xxx"]
+        assert draw(gist.attention_mask(layout, condition)) == ["x..", "xx.", "xxx"]
 
 
 def test_cached_queries_see_what_full_ones_do():
@@ -58,7 +73,7 @@ def test_cached_queries_see_what_full_ones_do():
     layout = gist.layout_of(tokens, GIST)
     query = jax.tree.map(lambda x: x[:, 4:], layout)
     for condition in gist.CONDITIONS:
-        full = gist.decoder_mask(layout, condition)
+        full = gist.attention_mask(layout, condition)
         cached = gist.visible(query, layout, condition) & gist.causal(2, 6, first_slot=4)
         assert draw(cached) == draw(full[:, :, 4:])
 
@@ -100,7 +115,7 @@ def test_packed_and_padded_rows(row, condition):
     examples, tokens, segment = row
     segment = jnp.array([segment])
     layout = gist.layout_of(jnp.array([tokens]), GIST, segment)
-    mask = np.asarray(gist.decoder_mask(layout, condition))[0, 0]
+    mask = np.asarray(gist.attention_mask(layout, condition))[0, 0]
     expected = np.zeros_like(mask)
     start = int(np.argmax(np.asarray(segment)[0] > 0))
     positions = np.zeros(len(tokens), int)

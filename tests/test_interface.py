@@ -24,7 +24,7 @@ from gist_jax.evaluation.scores import evaluator
 from gist_jax.inference.compress import compress as compress_compiled
 from gist_jax.inference.generate import generate as compiled
 from gist_jax.inference.language_model import LanguageModel
-from gist_jax.models import llama
+from gist_jax.models import family
 from gist_jax.training.loop import train
 from gist_jax.training.metrics import read_metrics
 from gist_jax.training.run import prepare
@@ -34,10 +34,10 @@ INPUTS = ["red hammer tiger", "cow cake"]
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(tmp_path_factory, model_family):
     """A trained run."""
     path = tmp_path_factory.mktemp("run")
-    run = prepare(quick.get_config(), path)
+    run = prepare(quick.get_config(model_family), path)
     train(run, evaluator(run))
     return path
 
@@ -113,7 +113,7 @@ def test_rows_of_a_cache(lm):
 
 
 def test_fingerprints_see_every_parameter_and_every_token(lm):
-    params = llama.init(lm.config, jax.random.key(0))
+    params = family.init(lm.config, jax.random.key(0))
     settings = dict(config=lm.config, tokenizer=lm.tokenizer, num_gist_tokens=1)
     known = LanguageModel.from_params(params, **settings).fingerprint
     assert known == LanguageModel.from_params(params, **settings).fingerprint
@@ -187,7 +187,7 @@ def test_bfloat16_caches_keep_their_dtype_and_model(workdir, lm, tmp_path):
     assert half.fingerprint == lm.fingerprint
     half.compress(INSTRUCTIONS).save(tmp_path / "x")
     loaded = gist_jax.GistCache.load(tmp_path / "x")
-    assert loaded.cache.keys[0].dtype == "bfloat16"
+    assert loaded.memory.cache.keys[0].dtype == "bfloat16"
     assert len(half.generate(loaded, inputs=INPUTS, max_new_tokens=4)) == 2
 
 
@@ -224,10 +224,10 @@ def test_mistakes_with_gist_files(workdir, lm, tmp_path, monkeypatch, capsys):
     assert number == "error: there are 2 gist caches for 3 inputs: give one, or one for each"
 
     for other in (
-        dict(params=jax.tree.map(lambda x: x * 1.5, llama.init(lm.config, jax.random.key(0)))),
+        dict(params=jax.tree.map(lambda x: x * 1.5, family.init(lm.config, jax.random.key(0)))),
         dict(
-            params=llama.init(lm.config, jax.random.key(0)),
-            tokenizer=dataclasses.replace(lm.tokenizer, bos_id=None),
+            params=family.init(lm.config, jax.random.key(0)),
+            tokenizer=dataclasses.replace(lm.tokenizer, bos_id=5),
         ),
     ):
         settings = dict(config=lm.config, tokenizer=lm.tokenizer, num_gist_tokens=1) | other
@@ -243,18 +243,28 @@ def test_mistakes_with_instructions(workdir, lm, tmp_path, monkeypatch, capsys):
         return mistake(compress, monkeypatch, capsys, model, f"--instruction={instruction}", output)
 
     assert refused("  ") == "error: the instruction is empty: there is nothing to compress"
-    assert "but the model has only 96 positions" in refused("word " * 100)
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="there is no instruction"):
         lm.compress([])
     with pytest.raises(ValueError, match="as a list of texts"):
         lm.compress("Say the last word.")
-    with pytest.raises(ValueError, match="96 positions"):
-        lm.generate(instructions=INSTRUCTIONS[:1], inputs=["red"], max_new_tokens=90)
     with pytest.raises(ValueError, match="either gists or instructions"):
         lm.generate(inputs=["red"])
     with pytest.raises(ValueError, match="temperature must be in 0 … 1e.06, but is -1"):
         lm.generate(instructions=INSTRUCTIONS[:1], inputs=["red"], temperature=-1)
+
+
+def test_prompts_longer_than_the_positions_of_a_model(lm):
+    """T5 knows relative positions only, and has no limit."""
+    spoken = ["word " * 100]
+    if lm.config.max_positions == 96:
+        with pytest.raises(ValueError, match="but the model has only 96 positions"):
+            lm.compress(spoken)
+        with pytest.raises(ValueError, match="96 positions"):
+            lm.generate(instructions=INSTRUCTIONS[:1], inputs=["red"], max_new_tokens=90)
+    else:
+        cached = lm.generate(lm.compress(spoken), inputs=["red"], max_new_tokens=4)
+        assert cached == lm.generate(instructions=spoken, inputs=["red"], max_new_tokens=4)
 
 
 def test_models_that_cannot_compress(lm):
@@ -322,7 +332,7 @@ def test_mistakes_with_models(tmp_path, workdir, monkeypatch, capsys):
         ("seed", -1, "config.seed must not be negative"),
         ("attention", "cudnn", "the device is a cpu"),
         ("data.tokenizer", "bpe:7", "write bpe:4096"),
-        ("pretrained", "/nowhere", "cannot read /nowhere/config.json"),
+        ("pretrained", "/nowhere", "there is no directory /nowhere"),
         ("data.source", "", "config.data.source is empty"),
         ("log.wandb", True, "needs the package wandb"),
         ("model.num_kv_heads", 3, r"num_heads \(2\) must be a multiple of num_kv_heads \(3\)"),

@@ -1,14 +1,22 @@
 """Parts of the models that golden figures do not reach."""
 
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gist_jax import gist
-from gist_jax.interop.huggingface import llama_config
-from gist_jax.models import llama
+from gist_jax.interop.huggingface import FORMATS, read_config
+from gist_jax.models import family
+from gist_jax.models.cache import empty
+from gist_jax.models.family import merge, name_of
 from gist_jax.models.layers import attend, attend_cached
+from gist_jax.models.model import Tokens
+from gist_jax.models.stack import unstacked
+from gist_jax.models.t5 import relative_bucket
 
 
 def inputs(groups=2, length=5, slots=7, seed=0):
@@ -43,17 +51,41 @@ def test_a_bias_that_does_not_fit_raises():
         attend(q, k, v, bias[..., :6])
 
 
+def sequences(config):
+    """A prompt, and an output where that is a sequence of its own."""
+    tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, 40)
+    layout = gist.layout_of(tokens.at[:, 4].set(40), 40)
+    mask = gist.attention_mask(layout, "gist", bidirectional=config.bidirectional)
+    read = Tokens(tokens, gist.positions_of(layout.segment), gist.mask_to_bias(mask))
+    if config.decoder_start_token is None:
+        return [read]
+    output = gist.following(layout, jnp.ones((2, 5), jnp.int32))
+    mask = gist.attention_mask(output, "gist", before=layout)
+    written = Tokens(tokens[:, :5], gist.positions_of(output.segment), gist.mask_to_bias(mask))
+    return [read, written]
+
+
+def separately(model, config, read, written=None):
+    """Final hidden states as inference computes them, layer by layer."""
+    hidden, memory = model.read(read)
+    if written is None:
+        return hidden
+    shape = 2, config.num_heads, written.ids.shape[1], config.head_dim
+    cache = empty(config.num_decoder_layers, shape, "float32")
+    return model.write(written, [model.context(memory)], cache, 0)[0]
+
+
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_scanned_layers_equal_separate_ones(tiny, remat):
     config, params = tiny
-    tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, config.vocab_size)
-    layout = gist.layout_of(tokens, 40)
-    bias = gist.mask_to_bias(gist.decoder_mask(layout, "gist"))
 
     def score(params, separate):
-        used = llama.unstacked(params) if separate else params
-        out = llama.forward(used, config, tokens, gist.positions_of(layout.segment), bias, remat=remat)
-        return jnp.sum(llama.logits(used, config, out.hidden) ** 2)
+        model = merge(unstacked(params) if separate else params, config)
+        if separate:
+            hidden = separately(model, config, *sequences(config))
+        else:
+            hidden = model.forward(*sequences(config), remat=remat)
+        return jnp.sum(model.logits(hidden) ** 2)
 
     ours, theirs = (jax.value_and_grad(score)(params, separate) for separate in (False, True))
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
@@ -61,54 +93,111 @@ def test_scanned_layers_equal_separate_ones(tiny, remat):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * float(jnp.abs(b).max()))
 
 
-def test_tied_embeddings(tiny):
-    import dataclasses
-
-    config = dataclasses.replace(tiny[0], tie_embeddings=True)
-    params = llama.init(config, jax.random.key(0))
-    assert "head" not in params
+@pytest.mark.parametrize("tied", [False, True])
+def test_heads(tiny, tied):
+    config = dataclasses.replace(tiny[0], tie_embeddings=tied)
+    scaled = name_of(config) == "t5"
+    if scaled:
+        config = dataclasses.replace(config, scale_outputs=True)
+    params = family.init(config, jax.random.key(0))
+    assert ("head" in params) == (not tied)
     hidden = jax.random.normal(jax.random.key(1), (1, 2, config.hidden_size))
-    expected = hidden @ params["embedding"].T
-    np.testing.assert_allclose(llama.logits(params, config, hidden), expected, atol=1e-5)
+    kernel = params["embedding"].T if tied else params["head"]["kernel"]
+    expected = hidden @ kernel * (config.hidden_size**-0.5 if scaled else 1)
+    np.testing.assert_allclose(merge(params, config).logits(hidden), expected, atol=1e-5)
 
 
 def test_computation_in_bfloat16_with_float32_parameters(tiny):
     config, params = tiny
-    tokens = jnp.array([[3, 4, 5]])
-    bias = gist.mask_to_bias(gist.decoder_mask(gist.layout_of(tokens, 40), "gist"))
-    positions = jnp.arange(3)[None]
-    half = llama.forward(params, config, tokens, positions, bias, dtype="bfloat16").hidden
-    whole = llama.forward(params, config, tokens, positions, bias).hidden
+    model = merge(params, config)
+    half = model.forward(*sequences(config), dtype="bfloat16")
+    whole = model.forward(*sequences(config))
     assert half.dtype == "bfloat16" and whole.dtype == "float32"
-    assert llama.logits(params, config, half).dtype == "float32"
-    np.testing.assert_allclose(half.astype("float32"), whole, atol=0.3)
+    assert model.logits(half).dtype == "float32"
+    error = jnp.abs(half.astype("float32") - whole)
+    assert 0 < error.mean() < 0.1 * jnp.abs(whole).mean()
+
+
+def published_bucket(distance: int, num_buckets: int, max_distance: int, bidirectional: bool) -> int:
+    """Section 2.1 of the paper in plain Python; edges are where the logarithm is a whole number."""
+    side = num_buckets // 2 if bidirectional else num_buckets
+    first = side if bidirectional and distance > 0 else 0
+    behind = abs(distance) if bidirectional else max(-distance, 0)
+    if behind < side // 2:
+        return first + behind
+    fraction = math.log(behind / (side // 2)) / math.log(max_distance / (side // 2))
+    return first + min(side // 2 + math.floor(fraction * (side - side // 2) + 1e-9), side - 1)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("sizes", [(32, 128), (8, 20)])
+def test_relative_buckets(sizes, bidirectional):
+    distances = np.arange(-300, 301)
+    ours = relative_bucket(jnp.asarray(distances), *sizes, bidirectional)
+    expected = [published_bucket(int(d), *sizes, bidirectional) for d in distances]
+    np.testing.assert_array_equal(ours, expected)
 
 
 FIELDS = {
-    "model_type": "llama",
-    "vocab_size": 10,
-    "hidden_size": 8,
-    "intermediate_size": 8,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
+    "llama": {
+        "model_type": "llama",
+        "vocab_size": 10,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    },
+    "t5": {
+        "model_type": "t5",
+        "vocab_size": 10,
+        "d_model": 8,
+        "d_ff": 8,
+        "d_kv": 4,
+        "num_layers": 1,
+        "num_heads": 2,
+    },
 }
 
 
-def test_config_fields():
-    assert llama_config({**FIELDS, "rope_theta": 5e5}).rope_theta == 5e5
-    assert llama_config({**FIELDS, "rope_parameters": {"rope_theta": 5e5}}).rope_theta == 5e5
-    assert llama_config({**FIELDS, "num_key_value_heads": 1}).num_kv_heads == 1
+def config_of(kind, names=(), **fields):
+    return read_config(FORMATS[kind], FIELDS[kind] | fields, names)
+
+
+def test_llama_fields():
+    assert config_of("llama", rope_theta=5e5).rope_theta == 5e5
+    assert config_of("llama", rope_parameters={"rope_theta": 5e5}).rope_theta == 5e5
+    assert config_of("llama", num_key_value_heads=1).num_kv_heads == 1
+
+
+def test_t5_fields():
+    """Of v1.0 and of v1.1, as transformers 4 and as transformers 5 write them."""
+
+    def head(*names, **fields):
+        config = config_of("t5", names, **fields)
+        return config.tie_embeddings, config.scale_outputs
+
+    assert head() == (True, True)
+    assert head("lm_head.weight", tie_word_embeddings=False) == (False, False)
+    assert head(tie_word_embeddings=True, scale_decoder_outputs=True) == (True, True)
+    later = dict(tie_word_embeddings=True, scale_decoder_outputs=False)
+    assert head("lm_head.weight", **later) == (False, False)
+    assert head(**later) == (True, False)
+    assert not config_of("t5").gated_gelu
+    assert config_of("t5", feed_forward_proj="gated-gelu").gated_gelu
+    assert config_of("t5").num_decoder_layers == 1
 
 
 @pytest.mark.parametrize(
-    ("fields", "sentence"),
+    ("kind", "fields", "sentence"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
-        ({"rope_scaling": {"rope_type": "linear"}}, "config field rope_scaling"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn'"),
-        ({"attention_bias": True}, "config field attention_bias = True"),
+        ("llama", {"rope_scaling": {"rope_type": "linear"}}, "config field rope_scaling"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn'"),
+        ("llama", {"attention_bias": True}, "config field attention_bias = True"),
+        ("t5", {"feed_forward_proj": "gated-silu"}, "feed_forward_proj = 'gated-silu'"),
+        ("t5", {"num_layers": 0}, "num_layers of a model must be at least 1"),
+        ("t5", {"relative_attention_num_buckets": 30}, "must be a multiple of 4"),
     ],
 )
-def test_config_fields_that_are_refused(fields, sentence):
+def test_config_fields_that_are_refused(kind, fields, sentence):
     with pytest.raises(ValueError, match=sentence):
-        llama_config({**FIELDS, **fields})
+        config_of(kind, **fields)

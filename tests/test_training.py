@@ -1,5 +1,6 @@
 """Losses do not depend on the mesh, on accumulation or on packing; a stopped run goes on exactly."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -7,17 +8,21 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import quick
 import tokenizers
+from conftest import TINY
 
 import gist_jax
 from gist_jax.data import instructions
 from gist_jax.data.batching import training_batches
+from gist_jax.data.prompts import Prompts
 from gist_jax.data.tokenization import SPECIAL_TOKENS, from_tokenizers
 from gist_jax.interop import workdir as files
 from gist_jax.interop.huggingface import Checkpoint
-from gist_jax.models import llama
+from gist_jax.models import family
+from gist_jax.models.dropout import Dropout
 from gist_jax.training import loop, sharding
 from gist_jax.training.config import default
 from gist_jax.training.metrics import read_metrics
@@ -28,7 +33,7 @@ from gist_jax.training.step import Objective, TrainState, summed_loss, train_ste
 GIST = 40
 
 
-def random_batch(rows=8, length=24, seed=0):
+def random_batch(config, rows=8, length=24, seed=0):
     """Rows of different lengths with different numbers of output tokens."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(3, GIST, (rows, length)).astype(np.int32)
@@ -37,7 +42,14 @@ def random_batch(rows=8, length=24, seed=0):
     index = np.arange(length)
     segment = (index < lengths[:, None]).astype(np.int32)
     weights = (segment * (index >= rng.integers(8, 10, rows)[:, None])).astype(np.float32)
-    return {"tokens": tokens, "targets": np.roll(tokens, -1, 1), "weights": weights, "segment": segment}
+    batch = {"tokens": tokens, "segment": segment}
+    if config.decoder_start_token is None:
+        return {**batch, "targets": np.roll(tokens, -1, 1), "weights": weights}
+    targets = rng.integers(3, GIST, (rows, 7)).astype(np.int32)
+    written = (np.arange(7) < rng.integers(1, 8, rows)[:, None]).astype(np.int32)
+    started = np.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=config.decoder_start_token)
+    of_decoder = {"decoder_tokens": started, "decoder_segment": written}
+    return {**batch, **of_decoder, "targets": targets, "weights": written.astype(np.float32)}
 
 
 def losses_on(tiny, mesh_sizes, accumulate, steps=4):
@@ -58,7 +70,7 @@ def losses_on(tiny, mesh_sizes, accumulate, steps=4):
     else:
         recipe.mesh.update(dict(zip(sharding.MESH_AXES, mesh_sizes, strict=True)))
         mesh = sharding.make_mesh(recipe)
-        on = sharding.param_shardings(mesh, llama.logical_axes(config), params)
+        on = sharding.param_shardings(mesh, family.logical_axes(config), params)
         moments = sharding.optimizer_shardings(mesh, optimizer, params, on)
         state_on = TrainState(sharding.replicated(mesh), on, moments)
         rows = sharding.batch_sharding(mesh, 8, accumulate)
@@ -67,7 +79,7 @@ def losses_on(tiny, mesh_sizes, accumulate, steps=4):
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
     losses = []
     for seed in range(steps):
-        state, metrics = step(state, place(random_batch(seed=seed)))
+        state, metrics = step(state, place(random_batch(config, seed=seed)))
         losses.append(float(metrics["loss"]))
     return losses
 
@@ -88,15 +100,15 @@ def test_parameters_are_split_over_the_mesh(tiny):
     recipe = default()
     recipe.mesh.update(data=1, fsdp=2, tensor=2)
     mesh = sharding.make_mesh(recipe)
-    on = sharding.param_shardings(mesh, llama.logical_axes(config), params)
-    gate = jax.device_put(
-        params["layers"]["feed_forward"]["gate"]["kernel"],
-        on["layers"]["feed_forward"]["gate"]["kernel"],
+    on = sharding.param_shardings(mesh, family.logical_axes(config), params)
+    kernel, on_mesh = (
+        tree.get("encoder", tree)["layers"]["feed_forward"]["up"]["kernel"] for tree in (params, on)
     )
-    assert gate.addressable_shards[0].data.shape == (2, 16, 24)
+    kernel = jax.device_put(kernel, on_mesh)
+    assert kernel.addressable_shards[0].data.shape == (config.num_layers, 16, 24)
 
 
-def test_a_parameter_without_a_rule_is_an_error(tiny):
+def test_a_parameter_without_a_rule_is_an_error():
     mesh = sharding.make_mesh(default())
     with pytest.raises(ValueError, match="parameter x has axis 'heights'"):
         sharding.param_shardings(mesh, {"x": ("heights",)}, {"x": jnp.zeros(3)})
@@ -105,10 +117,14 @@ def test_a_parameter_without_a_rule_is_an_error(tiny):
 def test_packing_does_not_change_the_loss(tiny):
     """The same examples, one a row and all in one row."""
     config, params = tiny
-    batch = random_batch(rows=3)
-    kept = batch["segment"] > 0
-    packed = {name: x[kept][None] for name, x in batch.items()}
-    packed["segment"] = (batch["segment"] * np.array([[1], [2], [3]], np.int32))[kept][None]
+    batch = random_batch(config, rows=3)
+    numbered, packed = {**batch}, {}
+    for segment in ("segment", "decoder_segment"):
+        if segment in batch:
+            numbered[segment] = batch[segment] * np.array([[1], [2], [3]], np.int32)
+    for name, x in numbered.items():
+        segment = "decoder_segment" if x.shape == batch["weights"].shape else "segment"
+        packed[name] = x[batch.get(segment, batch["segment"]) > 0][None]
     loss = jax.jit(summed_loss, static_argnums=(1, 2))
     for condition in ("gist", "pos_control", "neg_control"):
         objective = Objective(condition, GIST)
@@ -118,12 +134,15 @@ def test_packing_does_not_change_the_loss(tiny):
 
 def test_loss_counts_output_tokens_only(tiny):
     config, params = tiny
-    objective, batch = Objective("gist", GIST), random_batch()
+    objective, batch = Objective("gist", GIST), random_batch(config)
     other = {**batch, "targets": np.where(batch["weights"] > 0, batch["targets"], 7).astype(np.int32)}
     loss = jax.jit(summed_loss, static_argnums=(1, 2))
     assert loss(params, config, objective, batch) == loss(params, config, objective, other)
-    padding = np.where(batch["segment"] > 0, batch["tokens"], 11).astype(np.int32)
-    changed = loss(params, config, objective, {**batch, "tokens": padding})
+    changed = {**batch}
+    for tokens, segment in (("tokens", "segment"), ("decoder_tokens", "decoder_segment")):
+        if tokens in batch:
+            changed[tokens] = np.where(batch[segment] > 0, batch[tokens], 11).astype(np.int32)
+    changed = loss(params, config, objective, changed)
     np.testing.assert_allclose(changed, loss(params, config, objective, batch), rtol=1e-6)
 
 
@@ -143,59 +162,81 @@ def tokenizer():
     return from_tokenizers(instructions.load_tokenizer(), SPECIAL_TOKENS)
 
 
+def batches_of(source, num_gist_tokens=1, start=None, pack=False, seed=0, **sizes):
+    """A stream of batches, for an encoder-decoder if `start` is its start token."""
+    prompts = Prompts(tokenizer(), num_gist_tokens, start)
+    return training_batches(source, prompts, pack=pack, seed=seed, **{"max_output_length": 16} | sizes)
+
+
+@pytest.mark.parametrize("start", [None, 0])
 @pytest.mark.parametrize("pack", [False, True])
-def test_batches_go_on_where_they_were(pack):
-    settings = dict(num_gist_tokens=2, batch_size=4, max_length=64, pack=pack, seed=1)
+def test_batches_go_on_where_they_were(pack, start):
+    settings = dict(num_gist_tokens=2, batch_size=4, max_length=64, pack=pack, seed=1, start=start)
     source = instructions.Corpus("train")
-    stream = training_batches(source, tokenizer(), **settings)
+    stream = batches_of(source, **settings)
     for _ in range(3):
         batch = next(stream)
-    assert all(x.shape == (4, 64) for x in batch.values())
+    assert {name: x.shape for name, x in batch.items()} == {
+        name: (4, 16 if start == 0 and name not in ("tokens", "segment") else 64) for name in batch
+    }
+    assert ("decoder_tokens" in batch) == (start is not None)
     assert (batch["segment"].max(axis=1) > 1).any() == pack
     state = stream.get_state()
     expected = next(stream)
-    again = training_batches(source, tokenizer(), **settings)
+    again = batches_of(source, **settings)
     again.set_state(state)
     for name, value in next(again).items():
         np.testing.assert_array_equal(value, expected[name])
 
 
+@pytest.mark.parametrize("start", [None, 0])
 @pytest.mark.parametrize("field", ["instruction", "input", "output"])
-def test_long_examples_keep_their_gist_tokens_and_an_output(field):
+def test_long_examples_keep_their_gist_tokens_and_an_output(field, start):
     example = {"instruction": "Say red.", "input": "cow", "output": "red"}
     example[field] = "dog " * 100
-    batch = next(
-        training_batches(
-            [example], tokenizer(), num_gist_tokens=3, batch_size=1, max_length=24, pack=False, seed=0
-        )
-    )
-    tokens, targets, weights = (batch[name][0] for name in ("tokens", "targets", "weights"))
+    settings = dict(num_gist_tokens=3, batch_size=1, max_length=24, start=start)
+    batch = {name: x[0] for name, x in next(batches_of([example], **settings)).items()}
+    tokens, targets, weights = (batch[name] for name in ("tokens", "targets", "weights"))
     assert (tokens == tokenizer().gist_id).sum() == 3
-    # Right before the first output token stands what asks for it.
-    first = int(np.argmax(weights))
-    assert tokenizer().decode(tokens[first - 1 : first + 1]) == "output :"
     written = tokenizer().decode(targets[weights > 0]).split()
     assert set(written) == {"dog" if field == "output" else "red"}
-    assert len(written) == (24 + 1 - (first + 1) if field == "output" else 1)
+    if start is None:
+        # Right before the first output token stands what asks for it.
+        first = int(np.argmax(weights))
+        assert tokenizer().decode(tokens[first - 1 : first + 1]) == "output :"
+        assert len(written) == (24 + 1 - (first + 1) if field == "output" else 1)
+    else:
+        ends = tokens[batch["segment"] > 0][-1], targets[weights > 0][-1]
+        assert ends == (tokenizer().eos_id,) * 2
+        assert len(written) == (15 if field == "output" else 1)
+        moved_on = [start, *targets[weights > 0][:-1]]
+        np.testing.assert_array_equal(batch["decoder_tokens"][weights > 0], moved_on)
 
 
-def test_packed_rows_hold_the_same_examples():
-    settings = dict(num_gist_tokens=1, batch_size=3, max_length=80, seed=0)
+@pytest.mark.parametrize("start", [None, 0])
+def test_packed_rows_hold_the_same_examples(start):
+    settings = dict(batch_size=3, max_length=80, max_output_length=40, start=start)
     source = instructions.Corpus("train")
-    packed = next(training_batches(source, tokenizer(), **settings, pack=True))
-    single = training_batches(source, tokenizer(), **settings, pack=False)
+    packed = next(batches_of(source, **settings, pack=True))
+    single = batches_of(source, **settings)
+    segment_of = "segment" if start is None else "decoder_segment"
     known = {}
     for plain in (next(single) for _ in range(8)):
-        for i, segment in enumerate(plain["segment"]):
-            tokens, weights = (plain[name][i][segment > 0] for name in ("tokens", "weights"))
-            known[tuple(tokens)] = tuple(weights)
+        for i in range(3):
+            tokens = plain["tokens"][i][plain["segment"][i] > 0]
+            kept = plain[segment_of][i] > 0
+            known[tuple(tokens)] = [tuple(plain[name][i][kept]) for name in ("targets", "weights")]
     assert (packed["segment"].max(axis=1) >= 2).all()
     for row in range(3):
         for number in range(1, packed["segment"][row].max() + 1):
-            kept = packed["segment"][row] == number
-            tokens = tuple(packed["tokens"][row][kept])
-            assert known[tokens] == tuple(packed["weights"][row][kept])
-            np.testing.assert_array_equal(packed["targets"][row][kept][:-1], tokens[1:])
+            tokens = tuple(packed["tokens"][row][packed["segment"][row] == number])
+            kept = packed[segment_of][row] == number
+            found = [tuple(packed[name][row][kept]) for name in ("targets", "weights")]
+            assert known[tokens] == found
+            if start is None:
+                assert found[0][:-1] == tokens[1:]
+            else:
+                assert tuple(packed["decoder_tokens"][row][kept]) == (start, *found[0][:-1])
 
 
 def losses(workdir):
@@ -306,7 +347,7 @@ def test_a_start_that_was_killed_while_it_described_the_run(tmp_path):
     prepare(quick.get_config(), tmp_path)
     (tmp_path / "config.json").unlink()
     (tmp_path / files.TOKENIZER / "tokenizer.json").write_text("{")
-    assert prepare(quick.get_config(), tmp_path).tokenizer.vocab_size == tokenizer().vocab_size
+    assert prepare(quick.get_config(), tmp_path).prompts.tokenizer.vocab_size == tokenizer().vocab_size
 
 
 @pytest.mark.parametrize(("param_dtype", "accumulate"), [("float32", 1), ("bfloat16", 4)])
@@ -324,9 +365,39 @@ def test_bfloat16(tiny, reference, param_dtype, accumulate):
         optimizer=optimizer,
         accumulate=accumulate,
     )
-    state, metrics = jax.jit(step)(state, random_batch())
+    state, metrics = jax.jit(step)(state, random_batch(config))
     assert metrics["loss"] == pytest.approx(reference[0], rel=0.02)
     assert state.params["embedding"].dtype == param_dtype
+
+
+def test_dropout_depends_on_seed_step_and_row_alone():
+    """So neither the mesh nor accumulation changes the losses, and a resumed run repeats them."""
+    config = dataclasses.replace(TINY["t5"], dropout_rate=0.2)
+    tiny = config, family.init(config, jax.random.key(7))
+    expected = losses_on(tiny, None, 1)
+    np.testing.assert_allclose(losses_on(tiny, (2, 1, 2), 2), expected, rtol=1e-5)
+    without = losses_on((TINY["t5"], tiny[1]), None, 1)
+    assert all(abs(a - b) > 1e-3 for a, b in zip(expected, without, strict=True))
+
+    def loss(seed, step):
+        state = TrainState(jnp.int32(step), tiny[1], ())
+        objective = Objective("gist", GIST, seed=seed)
+        settings = dict(config=config, objective=objective, optimizer=optax.set_to_zero())
+        return float(train_step(state, random_batch(config), **settings)[1]["loss"])
+
+    assert len({loss(0, 0), loss(0, 1), loss(1, 0)}) == 3
+    assert loss(1, 3) == loss(1, 3)
+
+
+def test_dropout_keeps_the_mean():
+    """Kept elements are scaled up, every call has another mask, and no two rows share one."""
+    drop = Dropout(0.25, jax.random.split(jax.random.key(0), 2))
+    first, second = (drop(jnp.ones((2, 50, 200))) for _ in range(2))
+    values, counts = np.unique(first, return_counts=True)
+    np.testing.assert_allclose(values, [0, 4 / 3], rtol=1e-6)
+    assert counts[0] / first.size == pytest.approx(0.25, abs=0.02)
+    for one, other in ((first, second), (first[0], first[1])):
+        assert (one != other).mean() == pytest.approx(2 * 0.25 * 0.75, abs=0.02)
 
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "llama"
@@ -366,7 +437,7 @@ def test_finetuning_a_checkpoint(tmp_path):
     config.num_steps = 4
 
     run = prepare(config, tmp_path / "run")
-    assert run.model.vocab_size == 104 and run.tokenizer.gist_id == 103
+    assert run.model.vocab_size == 104 and run.prompts.tokenizer.gist_id == 103
     start = run.init()
     mean = np.mean(start["embedding"][:103], axis=0)
     np.testing.assert_allclose(start["embedding"][103], mean, atol=1e-6)

@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 import jax
 
-from gist_jax.data.tokenization import input_ids, instruction_ids
 from gist_jax.inference.buckets import padded_rows
 from gist_jax.inference.generate import prefill
 from gist_jax.inference.gist_cache import GistCache
 from gist_jax.inference.language_model import LanguageModel
-from gist_jax.models import llama
+from gist_jax.models.family import merge
 
 
 class Cost(NamedTuple):
@@ -32,8 +31,8 @@ def prefill_costs(
     The layers are not scanned, so XLA counts each. The two are timed in turns, compiled and warm,
     with the inputs' own tokens; rows are padded to the longest, to no bucket.
     """
-    rows = [input_ids(model.tokenizer, text) for text in inputs]
-    head = instruction_ids(model.tokenizer, instruction, model.num_gist_tokens)
+    rows = [model.prompts.input_ids(text) for text in inputs]
+    head = model.prompts.instruction_ids(instruction)
     gists = model.compress([instruction])
     programs = [
         (length, *_compiled(model, whole, prefix))
@@ -61,16 +60,17 @@ def _compiled(
 
     @functools.partial(jax.jit, static_argnames="config")
     def first_scores(params, tokens, segment, prefix, config):
+        merged = merge(params, config)
         prompt = prefill(
-            params,
+            merged,
             tokens,
             segment,
             prefix,
-            config=config,
             condition=model.condition,
             gist_token=model.tokenizer.gist_id,
+            max_new=1,
         )
-        return llama.logits(params, config, prompt.at_last(prompt.hidden)), prompt.cache
+        return merged.logits(prompt.begun.hidden), prompt.begun.cache, prompt.context
 
     arguments = jax.device_put((model.params, tokens, segment, prefix))
     program = first_scores.lower(*arguments, model.config).compile()

@@ -6,35 +6,29 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
+from gist_jax.data.prompts import Prompts
 from gist_jax.data.sources import Example
-from gist_jax.data.tokenization import Tokenizer, output_ids, prompt_ids
 
 Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokenize(grain.transforms.Map):
-    """One example to next-token prediction arrays of its own length, at most `max_length`.
+class Continue(grain.transforms.Map):
+    """One example as a sequence in which the output continues the prompt, at most `max_length` long.
 
     Gives tokens and targets, int32 `[T]`, and weights, float32 `[T]`: 1 where the target belongs to
     the output, the only place where there is a loss. In an example that is too long the prompt is cut
-    (see `prompt_ids`), down to half of the length, and then the output.
+    (see `Prompts.prompt_ids`), down to half of the length, and then the output.
     """
 
-    tokenizer: Tokenizer
-    num_gist_tokens: int
+    prompts: Prompts
     max_length: int
 
     def map(self, example: Example) -> Batch:
         length = self.max_length + 1  # the last id is only a target
-        output = output_ids(self.tokenizer, example["output"])
-        prompt = prompt_ids(
-            self.tokenizer,
-            example["instruction"],
-            example["input"],
-            self.num_gist_tokens,
-            max(length - len(output), length // 2),
-        )
+        output = self.prompts.output_ids(example["output"])
+        room = max(length - len(output), length // 2)
+        prompt = self.prompts.prompt_ids(example["instruction"], example["input"], room)
         ids = (prompt + output)[:length]
         weights = np.zeros(len(ids), np.float32)
         weights[len(prompt) :] = 1
@@ -43,44 +37,72 @@ class Tokenize(grain.transforms.Map):
 
 
 @dataclasses.dataclass(frozen=True)
-class Pad(grain.transforms.Map):
-    """Pads one example at the end and adds segment, 1 where there are tokens."""
+class Translate(grain.transforms.Map):
+    """One example as two sequences, one for the encoder and one for the decoder.
 
-    length: int
+    Gives tokens, int32 `[T]`; decoder_tokens and targets, int32 `[S]`, the first being the second
+    moved on by the start token; and weights, float32 `[S]`, all 1. Either is cut where it is too long,
+    as the published pipeline does it: an end of sequence comes last in every case.
+    """
+
+    prompts: Prompts
+    max_length: int
+    max_output_length: int
+
+    def map(self, example: Example) -> Batch:
+        prompts = self.prompts
+        prompt = prompts.prompt_ids(example["instruction"], example["input"], self.max_length)
+        output = prompts.output_ids(example["output"], self.max_output_length)
+        return {
+            "tokens": np.asarray(prompt, np.int32),
+            "decoder_tokens": np.asarray([prompts.decoder_start_token, *output[:-1]], np.int32),
+            "targets": np.asarray(output, np.int32),
+            "weights": np.ones(len(output), np.float32),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Pad(grain.transforms.Map):
+    """Pads one example at the end, and says where its tokens are, as packing does."""
+
+    lengths: dict[str, int]
     pad_id: int
 
     def map(self, example: Batch) -> Batch:
-        room = self.length - len(example["tokens"])
-        example = {**example, "segment": np.ones(len(example["tokens"]), np.int32)}
-        fill = {"tokens": self.pad_id, "targets": self.pad_id, "weights": 0, "segment": 0}
-        return {k: np.pad(v, (0, room), constant_values=fill[k]) for k, v in example.items()}
+        padded = {}
+        for name, x in example.items():
+            room = self.lengths[name] - len(x)
+            padded[name] = np.pad(x, (0, room), constant_values=0 if name == "weights" else self.pad_id)
+            padded[f"{name}_segment_ids"] = np.pad(np.ones(len(x), np.int32), (0, room))
+        return padded
 
 
-def _packed_batch(batch: dict[str, np.ndarray]) -> Batch:
-    """Grain's names for packed rows to ours. Pads are zeros, where the weights are zero too."""
-    return {
-        "tokens": batch["tokens"],
-        "targets": batch["targets"],
-        "weights": batch["weights"],
-        "segment": batch["tokens_segment_ids"],
-    }
+def _named(batch: dict[str, np.ndarray]) -> Batch:
+    """Grain's names to ours. In packed rows pads are zeros, where the weights are zero too."""
+    named = {name: x for name, x in batch.items() if not name.endswith(("_ids", "_positions"))}
+    for ours, of in (("segment", "tokens"), ("decoder_segment", "decoder_tokens")):
+        if of in named:
+            named[ours] = batch[f"{of}_segment_ids"]
+    return named
 
 
 def training_batches(
     examples: Sequence[Example],
-    tokenizer: Tokenizer,
+    prompts: Prompts,
     *,
-    num_gist_tokens: int,
     batch_size: int,
     max_length: int,
+    max_output_length: int,
     pack: bool,
     seed: int,
 ) -> grain.DatasetIterator:
     """An endless, shuffled, checkpointable stream of batches.
 
     Every batch is a dict of arrays `[batch_size, max_length]`: tokens, targets and segment, int32,
-    and weights, float32. With `pack` a row holds as many whole examples as fit, each a segment of its
-    own; otherwise one example a row, so that `batch_size` counts examples.
+    and weights, float32. For an encoder-decoder targets and weights are
+    `[batch_size, max_output_length]`, like decoder_tokens and decoder_segment, int32, which it has
+    besides. With `pack` a row holds as many whole examples as fit, each a segment of its own; otherwise
+    one example a row, so that `batch_size` counts examples.
 
     The iterator's `get_state` and `set_state` make a stream go on exactly where it was.
     """
@@ -89,20 +111,20 @@ def training_batches(
     def ahead(elements: int) -> grain.ReadOptions:
         return grain.ReadOptions(num_threads=1, prefetch_buffer_size=elements)
 
-    dataset = (
-        grain.MapDataset.source(examples)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .map(Tokenize(tokenizer, num_gist_tokens, max_length))
-    )
-    if pack:
+    if prompts.decoder_start_token is None:
+        tokenize = Continue(prompts, max_length)
         lengths = dict.fromkeys(("tokens", "targets", "weights"), max_length)
+    else:
+        tokenize = Translate(prompts, max_length, max_output_length)
+        of_output = dict.fromkeys(("decoder_tokens", "targets", "weights"), max_output_length)
+        lengths = {"tokens": max_length, **of_output}
+    dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat().map(tokenize)
+    if pack:
         packed = grain.experimental.FirstFitPackIterDataset(
             dataset.to_iter_dataset(ahead(4 * batch_size)),
             length_struct=lengths,
             num_packing_bins=batch_size,
         )
-        return iter(packed.batch(batch_size, drop_remainder=True).map(_packed_batch))
-    padded = dataset.map(Pad(max_length, tokenizer.pad_id)).batch(batch_size, drop_remainder=True)
-    return iter(padded.to_iter_dataset(ahead(2)))
+        return iter(packed.batch(batch_size, drop_remainder=True).map(_named))
+    padded = dataset.map(Pad(lengths, prompts.tokenizer.pad_id)).batch(batch_size, drop_remainder=True)
+    return iter(padded.map(_named).to_iter_dataset(ahead(2)))

@@ -1,11 +1,4 @@
-"""Tokenizers with a gist token, and the prompt form of the paper.
-
-    <s> Instruction: … <GIST> … Input: … \\n Output: … </s>
-
-The published pipeline writes line breaks around the gist tokens, but its tokenizer drops white space
-there. So the text before, after, and in the output is tokenized apart: what follows the gist tokens
-never depends on the instruction, which is what lets caches be reused.
-"""
+"""Tokenizers with a gist token."""
 
 import dataclasses
 import hashlib
@@ -21,6 +14,9 @@ import tokenizers
 from gist_jax.errors import UserError
 
 GIST = "<GIST>"
+SPACE = "▁"
+# The SentencePiece file of T5 goes with sentinel ids after its pieces, which it does not contain.
+T5_FILE, T5_EXTRA_IDS = "spiece.model", 100
 # Of tokenizers made here, and of a tokenizer.json that names none.
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
@@ -59,7 +55,7 @@ class _JsonBackend:
 
 
 class _SentencePieceBackend:
-    """A SentencePiece .model file; the gist token is the id after its last piece."""
+    """A SentencePiece .model file."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -76,7 +72,7 @@ class _SentencePieceBackend:
         return self.processor.serialized_model_proto()
 
     def save(self, directory):
-        target = directory / "tokenizer.model"
+        target = directory / self.path.name
         if target.resolve() != self.path.resolve():
             shutil.copyfile(self.path, target)
 
@@ -91,6 +87,7 @@ class Tokenizer:
     eos_id: int
     bos_id: int | None
     pad_id: int
+    space_id: int | None = None  # a white space alone, where that is a token
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, without special tokens."""
@@ -112,7 +109,7 @@ class Tokenizer:
 
     def fingerprint(self) -> str:
         """A short hash of all that decides which ids a text gets."""
-        ids = f"{self.vocab_size} {self.gist_id} {self.eos_id} {self.bos_id}".encode()
+        ids = f"{self.vocab_size} {self.gist_id} {self.eos_id} {self.bos_id} {self.space_id}".encode()
         return hashlib.sha256(ids + self.backend.serialized()).hexdigest()[:16]
 
 
@@ -124,7 +121,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        names = ("tokenizer.json", "tokenizer.model", "spiece.model")
+        names = ("tokenizer.json", "tokenizer.model", T5_FILE)
         found = [path / name for name in names if (path / name).exists()]
         if not found:
             return _load_converted(path)
@@ -141,10 +138,20 @@ def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
     backend = _SentencePieceBackend(path)
     pieces = backend.processor
     size = pieces.get_piece_size()
+    if path.name == T5_FILE:
+        size += T5_EXTRA_IDS
     if pieces.eos_id() < 0:
         raise UserError(f"the tokenizer {path} has no end-of-sequence token")
-    bos, pad = pieces.bos_id(), pieces.pad_id()
-    return Tokenizer(backend, size + 1, size, pieces.eos_id(), bos if bos >= 0 else None, max(pad, 0))
+    bos, pad, space = pieces.bos_id(), pieces.pad_id(), pieces.piece_to_id(SPACE)
+    return Tokenizer(
+        backend,
+        vocab_size=size + 1,
+        gist_id=size,
+        eos_id=pieces.eos_id(),
+        bos_id=bos if bos >= 0 else None,
+        pad_id=max(pad, 0),
+        space_id=space if space != pieces.unk_id() else None,
+    )
 
 
 def _load_json(path: pathlib.Path) -> Tokenizer:
@@ -198,7 +205,8 @@ def from_tokenizers(tokenizer: tokenizers.Tokenizer, special_tokens: dict[str, s
         raise UserError("the tokenizer names no end-of-sequence token that is in its vocabulary")
     gist_id = tokenizer.token_to_id(GIST)
     size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    return Tokenizer(backend, size, gist_id, eos, bos, pad if pad is not None else eos)
+    space = tokenizer.token_to_id(SPACE)
+    return Tokenizer(backend, size, gist_id, eos, bos, pad if pad is not None else eos, space)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -214,51 +222,3 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return from_tokenizers(tokenizer, SPECIAL_TOKENS)
-
-
-def instruction_ids(
-    tokenizer: Tokenizer, instruction: str, num_gist_tokens: int, max_length: int | None = None
-) -> list[int]:
-    """Ids of what is compressed: the instruction, and the gist tokens it is compressed into.
-
-    Args:
-      max_length: cut the instruction so that there are at most so many ids; gist tokens always stay.
-
-    Raises:
-      ValueError: if the instruction is empty.
-    """
-    if not instruction.strip():
-        raise UserError("the instruction is empty: there is nothing to compress")
-    ids = tokenizer.encode(f"Instruction: {instruction}".rstrip())
-    if tokenizer.bos_id is not None:
-        ids = [tokenizer.bos_id, *ids]
-    if max_length is not None:
-        ids = ids[: max(max_length - num_gist_tokens, 0)]
-    return ids + [tokenizer.gist_id] * num_gist_tokens
-
-
-def input_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of what follows the gist tokens, up to where the output begins."""
-    return tokenizer.encode(f"Input: {text}\nOutput:" if text.strip() else "Output:")
-
-
-def prompt_ids(
-    tokenizer: Tokenizer, instruction: str, text: str, num_gist_tokens: int, max_length: int
-) -> list[int]:
-    """Ids of a whole prompt, at most `max_length`.
-
-    Where there are too many, the end of the input goes first, then that of the instruction. The gist
-    tokens and what asks for the output stay.
-    """
-    rest = input_ids(tokenizer, text)
-    # What follows the input's own text: the line break and "Output:".
-    asking = len(rest) - len(tokenizer.encode(f"Input: {text}")) if text.strip() else len(rest)
-    head = instruction_ids(tokenizer, instruction, num_gist_tokens, max_length - asking)
-    cut = max(len(head) + len(rest) - max_length, 0)
-    split = len(rest) - asking
-    return head + rest[: max(split - cut, 0)] + rest[split:]
-
-
-def output_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of the output, which end with the end of sequence."""
-    return [*tokenizer.encode(text), tokenizer.eos_id]

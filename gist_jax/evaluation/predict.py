@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from gist_jax.data.sources import Example
-from gist_jax.data.tokenization import prompt_ids
 from gist_jax.errors import UserError
 from gist_jax.files import whole_file
 from gist_jax.inference.language_model import LanguageModel
@@ -27,12 +26,12 @@ def predict(
     """Greedy outputs from the whole prompts, under the mask the model was trained with.
 
     Prompts are batched by length, so that little is padded; records keep the order of the examples.
-    A prompt longer than `max_input_length` is cut, see `prompt_ids`.
+    A prompt longer than `max_input_length` is cut, see `Prompts.prompt_ids`.
     """
     prompts = []
     for example in examples:
         texts = example["instruction"], example["input"]
-        prompts.append(prompt_ids(model.tokenizer, *texts, model.num_gist_tokens, max_input_length))
+        prompts.append(model.prompts.prompt_ids(*texts, max_input_length))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
     with tqdm(total=len(prompts), desc=description, unit="example", leave=False) as bar:

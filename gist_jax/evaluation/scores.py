@@ -3,7 +3,7 @@
 from gist_jax.evaluation.predict import predict, write_predictions
 from gist_jax.evaluation.rouge import score
 from gist_jax.inference.language_model import LanguageModel
-from gist_jax.models import llama
+from gist_jax.models.stack import Params
 from gist_jax.training.loop import Evaluate
 from gist_jax.training.run import Run
 
@@ -16,11 +16,11 @@ def evaluator(run: Run) -> Evaluate:
     """
     options, splits = run.config.evaluation, run.validation_splits()
 
-    def evaluate(params: llama.Params, step: int) -> dict[str, float]:
+    def evaluate(params: Params, step: int) -> dict[str, float]:
         model = LanguageModel.from_params(
             params,
             run.model,
-            run.tokenizer,
+            run.prompts.tokenizer,
             num_gist_tokens=run.config.num_gist_tokens,
             condition=run.config.condition,
             dtype=run.config.dtype,

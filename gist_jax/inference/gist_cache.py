@@ -13,7 +13,7 @@ from safetensors.flax import save
 from gist_jax.errors import UserError
 from gist_jax.files import whole_file
 from gist_jax.gist import Layout
-from gist_jax.models.cache import KVCache
+from gist_jax.models.cache import KVCache, Memory
 
 FORMAT = "gist_jax/1"
 
@@ -27,7 +27,7 @@ class GistCache:
     number of inputs without being copied.
     """
 
-    cache: KVCache  # per layer keys and values [B, K, G, H]
+    memory: Memory  # of G slots: keys, values, positions and, of an encoder, final states
     layout: Layout  # [B, G]; segment 0 where a row has fewer gist tokens
     offset: jax.Array  # int32 [B]: position of the token that follows
     # Of the model and the tokenizer that made it.
@@ -48,21 +48,25 @@ class GistCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values of all rows."""
-        return self.cache.nbytes
+        """Bytes of keys, values and states of all rows."""
+        return self.memory.nbytes
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes a safetensors file: keys and values `[L, B, K, G, H]`, layout and offset.
+        """Writes a safetensors file: keys and values `[L, B, K, G, H]`, the states of an encoder
+        `[B, G, D]`, positions, layout and offset.
 
         The file appears whole or not at all.
         """
         tensors = {
-            "keys": jnp.stack(self.cache.keys),
-            "values": jnp.stack(self.cache.values),
+            "keys": jnp.stack(self.memory.cache.keys),
+            "values": jnp.stack(self.memory.cache.values),
+            "positions": self.memory.positions,
             "segment": self.layout.segment,
             "span": self.layout.span,
             "offset": self.offset,
         }
+        if self.memory.states is not None:
+            tensors["states"] = self.memory.states
         with whole_file(path) as beside:
             beside.write_bytes(save(tensors, {"format": FORMAT, "fingerprint": self.fingerprint}))
 
@@ -79,12 +83,13 @@ class GistCache:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise UserError(f"cannot read the gist cache {path}: {error}") from None
-        complete = {"keys", "values", "segment", "span", "offset"} <= tensors.keys()
+        complete = {"keys", "values", "positions", "segment", "span", "offset"} <= tensors.keys()
         if metadata.get("format") != FORMAT or "fingerprint" not in metadata or not complete:
             raise UserError(f"{path} is not a gist cache of format {FORMAT}")
         segment = tensors["segment"]
+        cache = KVCache(tuple(tensors["keys"]), tuple(tensors["values"]))
         return cls(
-            KVCache(tuple(tensors["keys"]), tuple(tensors["values"])),
+            Memory(cache, tensors["positions"], tensors.get("states")),
             Layout(segment, tensors["span"], segment > 0),
             tensors["offset"],
             metadata["fingerprint"],

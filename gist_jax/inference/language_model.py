@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gist_jax.data.tokenization import Tokenizer, input_ids, instruction_ids
+from gist_jax.data.prompts import Prompts
+from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
 from gist_jax.inference.buckets import bucket, padded_rows
 from gist_jax.inference.compress import compress
 from gist_jax.inference.generate import generate
 from gist_jax.inference.gist_cache import GistCache
 from gist_jax.inference.sampling import Sampling
-from gist_jax.models import llama
-from gist_jax.models.config import LlamaConfig
+from gist_jax.models.config import ModelConfig
+from gist_jax.models.stack import Params, unstacked
 
 
-def model_fingerprint(params: llama.Params, config: LlamaConfig, tokenizer: Tokenizer) -> str:
+def model_fingerprint(params: Params, config: ModelConfig, tokenizer: Tokenizer) -> str:
     """A short hash of the shapes, the tokenizer and every parameter.
 
     Parameters are rounded to bfloat16 first, so that a model keeps its fingerprint in every dtype.
@@ -43,16 +44,16 @@ def _checksums(leaves: list[jax.Array]) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
-def _for_inference(params: llama.Params, dtype: str) -> llama.Params:
-    return jax.tree.map(lambda x: x.astype(dtype), llama.unstacked(params))
+def _for_inference(params: Params, dtype: str) -> Params:
+    return jax.tree.map(lambda x: x.astype(dtype), unstacked(params))
 
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
     """What `gist_jax.load` returns. Make one from training's parameters with `from_params`."""
 
-    config: LlamaConfig
-    params: llama.Params  # layers apart, in the dtype of the computation
+    config: ModelConfig
+    params: Params  # layers apart, in the dtype of the computation
     tokenizer: Tokenizer
     num_gist_tokens: int
     condition: str  # the attention mask the model was trained with
@@ -61,8 +62,8 @@ class LanguageModel:
     @classmethod
     def from_params(
         cls,
-        params: llama.Params,
-        config: LlamaConfig,
+        params: Params,
+        config: ModelConfig,
         tokenizer: Tokenizer,
         *,
         num_gist_tokens: int,
@@ -73,6 +74,11 @@ class LanguageModel:
         fingerprint = model_fingerprint(params, config, tokenizer)
         params = _for_inference(params, dtype)
         return cls(config, params, tokenizer, num_gist_tokens, condition, fingerprint)
+
+    @property
+    def prompts(self) -> Prompts:
+        """How this model's prompts are written."""
+        return Prompts(self.tokenizer, self.num_gist_tokens, self.config.decoder_start_token)
 
     def compress(self, instructions: Sequence[str]) -> GistCache:
         """Compresses instructions of any lengths in one batch.
@@ -89,7 +95,7 @@ class LanguageModel:
         rows = [self._instruction_ids(text) for text in _texts("instruction", instructions)]
         self._check_positions(max(map(len, rows)))
         tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
-        cache, layout, offset = compress(
+        memory, layout, offset = compress(
             self.params,
             tokens,
             segment,
@@ -97,7 +103,7 @@ class LanguageModel:
             gist_token=self.tokenizer.gist_id,
             num_kept=self.num_gist_tokens,
         )
-        return GistCache(cache, layout, offset, self.fingerprint)[: len(rows)]
+        return GistCache(memory, layout, offset, self.fingerprint)[: len(rows)]
 
     def generate(
         self,
@@ -129,7 +135,7 @@ class LanguageModel:
         """
         if (gists is None) == (instructions is None):
             raise UserError("give either gists or instructions")
-        rows = [input_ids(self.tokenizer, text) for text in _texts("input", inputs)]
+        rows = [self.prompts.input_ids(text) for text in _texts("input", inputs)]
         if gists is None:
             heads = _one_each("instruction", _texts("instruction", instructions), len(rows))
             rows = [self._instruction_ids(head) + row for head, row in zip(heads, rows, strict=True)]
@@ -178,7 +184,7 @@ class LanguageModel:
 
     def _instruction_ids(self, text: str) -> list[int]:
         self._check_gist_token()
-        return instruction_ids(self.tokenizer, text, self.num_gist_tokens)
+        return self.prompts.instruction_ids(text)
 
     def _check_gist_token(self) -> None:
         if self.tokenizer.gist_id >= self.config.vocab_size or self.num_gist_tokens < 1:

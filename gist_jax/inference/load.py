@@ -2,13 +2,11 @@
 
 import pathlib
 
-import huggingface_hub
-
 from gist_jax.data.tokenization import load_tokenizer
 from gist_jax.errors import UserError
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.interop import workdir
-from gist_jax.interop.huggingface import Checkpoint
+from gist_jax.interop.huggingface import Checkpoint, find
 
 
 def load(path: str | pathlib.Path, dtype: str = "float32") -> LanguageModel:
@@ -23,9 +21,7 @@ def load(path: str | pathlib.Path, dtype: str = "float32") -> LanguageModel:
     """
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype must be float32 or bfloat16, not {dtype!r}")
-    directory = pathlib.Path(path)
-    if not directory.is_dir():
-        directory = _download(str(path))
+    directory = find(path)
     if (directory / workdir.MODEL).exists():
         config, condition, num_gist_tokens = workdir.load_model(directory)
         tokenizer = load_tokenizer(directory / workdir.TOKENIZER)
@@ -48,16 +44,3 @@ def load(path: str | pathlib.Path, dtype: str = "float32") -> LanguageModel:
         condition=condition,
         dtype=dtype,
     )
-
-
-def _download(hub_id: str) -> pathlib.Path:
-    """Fetches a model repository of the Hugging Face hub, or finds it in the local cache."""
-    problem = f"there is no directory {hub_id}"
-    if hub_id.count("/") > 1 or hub_id.startswith((".", "/")):
-        raise UserError(problem)
-    patterns = ["*.json", "*.safetensors", "*.model"]
-    try:
-        return pathlib.Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
-    except Exception as error:  # many kinds, of the hub's library and of the network below it
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{problem}, and the Hugging Face hub gave no such model: {reason}") from None

@@ -1,9 +1,10 @@
-"""Reads LLaMA checkpoints in Hugging Face format (config.json and safetensors)."""
+"""Reads checkpoints in Hugging Face format (config.json and safetensors)."""
 
 import math
 import pathlib
 from typing import Any
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,67 +12,38 @@ from safetensors import SafetensorError, safe_open
 
 from gist_jax.errors import UserError
 from gist_jax.files import read_json
-from gist_jax.models import llama
-from gist_jax.models.config import LlamaConfig
+from gist_jax.interop import llama, t5
+from gist_jax.models import family
+from gist_jax.models.config import ModelConfig
+from gist_jax.models.stack import Params
 
-# Hugging Face name ↔ path in our parameters. `{}` is the layer. A linear weight is stored as
-# [out, in] there; ours is [in, out] with the heads apart.
-LLAMA_WEIGHTS = {
-    "model.embed_tokens.weight": "embedding",
-    "model.layers.{}.input_layernorm.weight": "layers/attention_norm/scale",
-    "model.layers.{}.self_attn.q_proj.weight": "layers/attention/query/kernel",
-    "model.layers.{}.self_attn.k_proj.weight": "layers/attention/key/kernel",
-    "model.layers.{}.self_attn.v_proj.weight": "layers/attention/value/kernel",
-    "model.layers.{}.self_attn.o_proj.weight": "layers/attention/output/kernel",
-    "model.layers.{}.post_attention_layernorm.weight": "layers/feed_forward_norm/scale",
-    "model.layers.{}.mlp.gate_proj.weight": "layers/feed_forward/gate/kernel",
-    "model.layers.{}.mlp.up_proj.weight": "layers/feed_forward/up/kernel",
-    "model.layers.{}.mlp.down_proj.weight": "layers/feed_forward/down/kernel",
-    "model.norm.weight": "norm/scale",
-    "lm_head.weight": "head/kernel",
-}
-# Config fields that can ask for what is not computed here, with the only value that is.
-PLAIN_FIELDS = {"rope_scaling": None, "attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
+# model_type in config.json -> its fields and names of tensors. Of these, a linear weight is stored as
+# [out, in]; ours is [in, out] with the heads apart.
+FORMATS = {"llama": llama, "t5": t5}
 
 
-def llama_config(fields: dict[str, Any]) -> LlamaConfig:
-    """Our configuration from the fields of a config.json.
+def find(name: str | pathlib.Path) -> pathlib.Path:
+    """The directory of a model: a local one, or that of a hub id, fetched if it is not in the cache.
 
     Raises:
-      ValueError: naming an architecture or a field that is not computed here.
+      UserError: if there is neither.
     """
-    if fields.get("model_type") != "llama":
-        raise UserError(f"model_type {fields.get('model_type')!r} is not supported, only 'llama'")
-    rope = fields.get("rope_parameters") or {}  # written by transformers 5 in place of rope_theta
-    if rope.get("rope_type", "default") != "default":
-        raise UserError(f"rope_type {rope['rope_type']!r} is not supported")
-    for name, plain in PLAIN_FIELDS.items():
-        if fields.get(name, plain) != plain:
-            raise UserError(f"config field {name} = {fields[name]!r} is not supported")
+    directory = pathlib.Path(name)
+    if directory.is_dir():
+        return directory
+    hub_id, problem = str(name), f"there is no directory {name}"
+    if hub_id.count("/") > 1 or hub_id.startswith((".", "/")):
+        raise UserError(problem)
+    patterns = ["*.json", "*.safetensors", "*.model"]
     try:
-        heads, size = fields["num_attention_heads"], fields["hidden_size"]
-        return LlamaConfig(
-            vocab_size=fields["vocab_size"],
-            hidden_size=size,
-            intermediate_size=fields["intermediate_size"],
-            num_layers=fields["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=fields.get("num_key_value_heads") or heads,
-            head_dim=fields.get("head_dim") or size // heads,
-            max_positions=fields.get("max_position_embeddings", 2048),
-            rope_theta=rope.get("rope_theta", fields.get("rope_theta", 10_000.0)),
-            norm_eps=fields.get("rms_norm_eps", 1e-6),
-            tie_embeddings=fields.get("tie_word_embeddings", False),
-            initializer_range=fields.get("initializer_range", 0.02),
-        )
-    except KeyError as error:
-        raise UserError(f"config.json has no field {error}") from None
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"config.json describes no model: {error}") from None
+        return pathlib.Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
+    except Exception as error:  # many kinds, of the hub's library and of the network below it
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{problem}, and the Hugging Face hub gave no such model: {reason}") from None
 
 
 class Checkpoint:
-    """A LLaMA checkpoint in a directory: opened and checked, but not yet read."""
+    """A checkpoint in a directory: opened and checked, but not yet read."""
 
     def __init__(self, directory: str | pathlib.Path):
         """Opens a checkpoint.
@@ -82,10 +54,15 @@ class Checkpoint:
         """
         directory = pathlib.Path(directory)
         self.fields = read_json(directory / "config.json")
-        self.config = llama_config(self.fields)
+        kind = self.fields.get("model_type")
+        if kind not in FORMATS:
+            raise UserError(f"model_type {kind!r} is not supported, only {', '.join(FORMATS)}")
         self._tensors = _open_shards(directory)
-        self._names = _expected(self.config)
-        for name, shape in self._names.items():
+        self.config = read_config(FORMATS[kind], self.fields, self._tensors)
+        table = FORMATS[kind].weights(self.config)
+        self._patterns = {path: name for name, path in table.items()}
+        expected = _expected(self.config, self._patterns)
+        for name, shape in expected.items():
             if name not in self._tensors:
                 raise UserError(f"{directory} has no tensor {name}")
             found = tuple(self._tensors[name].get_slice(name).get_shape())
@@ -94,13 +71,10 @@ class Checkpoint:
         left_over = [
             name
             for name in self._tensors
-            if name not in self._names
-            and not name.endswith("rotary_emb.inv_freq")
-            # Some checkpoints keep a copy of the embedding that the head is tied to.
-            and not (self.config.tie_embeddings and name == "lm_head.weight")
+            if name not in expected and not FORMATS[kind].is_left_out(name, self.config)
         ]
         if left_over:
-            raise UserError(f"{directory} has tensors that LLaMA does not: {', '.join(left_over[:3])}")
+            raise UserError(f"{directory} has tensors that {kind} has not: {', '.join(left_over[:3])}")
 
     def has_gist_token(self, tokenizer_size: int) -> bool:
         """Whether the model was trained with the gist token of a tokenizer of that many entries.
@@ -110,57 +84,65 @@ class Checkpoint:
         """
         return "gist" in self.fields or self.config.vocab_size == tokenizer_size
 
-    def read(self, dtype=None) -> llama.Params:
+    def read(self, dtype=None) -> Params:
         """The parameters with stacked layers, NumPy arrays of `dtype` (None: as they are stored)."""
-        params: llama.Params = {}
+        params: Params = {}
         for path, shape in _shapes(self.config).items():
-            pattern = _PATTERNS[path]
-            if "{}" in pattern:
-                layers = range(self.config.num_layers)
-                value = np.stack([self._tensor(pattern.format(i), shape[1:]) for i in layers])
+            name = self._patterns[path]
+            if "{}" in name:
+                value = np.stack(
+                    [self._tensor(name.format(i), path, shape[1:]) for i in range(shape[0])]
+                )
             else:
-                value = self._tensor(pattern, shape)
+                value = self._tensor(name, path, shape)
             node, *parents, leaf = [params, *path.split("/")]
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[leaf] = value if dtype is None else value.astype(jnp.dtype(dtype))
         return params
 
-    def _tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def _tensor(self, name: str, path: str, shape: tuple[int, ...]) -> np.ndarray:
         value = np.asarray(self._tensors[name].get_tensor(name))
-        return (value if _is_kept(name) else value.T).reshape(shape)
+        return (value.T if _is_linear(path) else value).reshape(shape)
 
 
-_PATTERNS = {path: name for name, path in LLAMA_WEIGHTS.items()}
+def read_config(form, fields: dict[str, Any], names) -> ModelConfig:
+    """The configuration that a module of FORMATS reads, or one sentence about what is wrong."""
+    try:
+        return form.read_config(fields, names)
+    except KeyError as error:
+        raise UserError(f"config.json has no field {error}") from None
+    except UserError:
+        raise
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"config.json describes no model: {error}") from None
 
 
-def _is_kept(name: str) -> bool:
-    """Whether a tensor is stored as we use it; all others are transposed linear weights."""
-    return name.endswith(("norm.weight", "embed_tokens.weight"))
+def _is_linear(path: str) -> bool:
+    return path.endswith("kernel")
 
 
-def _shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Path of every parameter -> its shape with stacked layers."""
-    shapes = jax.eval_shape(lambda: llama.init(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: family.init(config, jax.random.key(0)))
     return {
         "/".join(str(k.key) for k in path): leaf.shape
         for path, leaf in jax.tree.leaves_with_path(shapes)
     }
 
 
-def _expected(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+def _expected(config: ModelConfig, patterns: dict[str, str]) -> dict[str, tuple[int, ...]]:
     """Name of every tensor of a checkpoint -> the shape it must be stored with."""
     names = {}
     for path, shape in _shapes(config).items():
-        pattern = _PATTERNS[path]
-        layered = "{}" in pattern
-        shape = shape[1:] if layered else shape
-        if not _is_kept(pattern):
+        layered = "{}" in patterns[path]
+        count, shape = (shape[0], shape[1:]) if layered else (1, shape)
+        if _is_linear(path):
             # Heads and their dimensions are one dimension there, and out comes before in.
             inputs = shape[:-1] if path.endswith("output/kernel") else shape[:1]
             shape = (math.prod(shape) // math.prod(inputs), math.prod(inputs))
-        for i in range(config.num_layers if layered else 1):
-            names[pattern.format(i)] = shape
+        for i in range(count):
+            names[patterns[path].format(i)] = shape
     return names
 
 

@@ -16,8 +16,9 @@ from orbax.checkpoint import v1 as ocp
 
 from gist_jax.errors import UserError
 from gist_jax.files import read_json, whole_file
-from gist_jax.models import llama
-from gist_jax.models.config import LlamaConfig
+from gist_jax.models import family
+from gist_jax.models.config import ModelConfig
+from gist_jax.models.stack import Params
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
@@ -31,10 +32,10 @@ def write_json(path: pathlib.Path, value: Any) -> None:
         beside.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def save_model(workdir: pathlib.Path, config: LlamaConfig, condition: str, num_gist_tokens: int) -> None:
+def save_model(workdir: pathlib.Path, config: ModelConfig, condition: str, num_gist_tokens: int) -> None:
     """Writes model.json."""
     description = {
-        "family": "llama",
+        "family": family.name_of(config),
         "config": dataclasses.asdict(config),
         "condition": condition,
         "num_gist_tokens": num_gist_tokens,
@@ -42,7 +43,7 @@ def save_model(workdir: pathlib.Path, config: LlamaConfig, condition: str, num_g
     write_json(workdir / MODEL, description)
 
 
-def load_model(workdir: pathlib.Path) -> tuple[LlamaConfig, str, int]:
+def load_model(workdir: pathlib.Path) -> tuple[ModelConfig, str, int]:
     """Reads model.json: shape of the model, condition, number of gist tokens.
 
     Raises:
@@ -51,13 +52,13 @@ def load_model(workdir: pathlib.Path) -> tuple[LlamaConfig, str, int]:
     path = workdir / MODEL
     try:
         description = read_json(path)
-        config = LlamaConfig(**description["config"])
+        config = family.FAMILIES[description["family"]](**description["config"])
         return config, description["condition"], description["num_gist_tokens"]
     except (KeyError, TypeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
 
 
-def load_params(workdir: pathlib.Path) -> tuple[llama.Params, int]:
+def load_params(workdir: pathlib.Path) -> tuple[Params, int]:
     """Stacked parameters of the best checkpoint (of the last, if none was evaluated), and its step.
 
     Raises:
@@ -77,7 +78,7 @@ def load_params(workdir: pathlib.Path) -> tuple[llama.Params, int]:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-            jax.eval_shape(lambda: llama.init(config, jax.random.key(0))),
+            jax.eval_shape(lambda: family.init(config, jax.random.key(0))),
         )
         try:
             loaded = checkpoints.load_checkpointables(chosen.step, {"params": shapes})

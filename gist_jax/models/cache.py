@@ -1,8 +1,12 @@
-"""Keys and values of past tokens: plain pytrees, passed in and returned, never hidden state."""
+"""What is kept of past tokens: plain pytrees, passed in and returned, never hidden state."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax
+import jax.numpy as jnp
+
+KeyValue = tuple[jax.Array, jax.Array]  # keys and values of one layer, each [B, K, S, H]
 
 
 @jax.tree_util.register_dataclass
@@ -18,14 +22,59 @@ class KVCache:
     keys: tuple[jax.Array, ...]  # per layer [B, K, S, H]
     values: tuple[jax.Array, ...]
 
-    def layer(self, index: int) -> tuple[jax.Array, jax.Array]:
+    @classmethod
+    def of_layers(cls, layers: Iterable[KeyValue]) -> "KVCache":
+        """From the keys and values of one layer after the other."""
+        keys, values = zip(*layers, strict=True)
+        return cls(keys, values)
+
+    def layer(self, index: int) -> KeyValue:
         """Keys and values of one layer."""
         return self.keys[index], self.values[index]
+
+    @property
+    def num_slots(self) -> int:
+        return self.keys[0].shape[2]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays; of one prompt when the batch is 1."""
         return sum(x.nbytes for x in self.keys + self.values)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What a model keeps of S tokens it has read, all that later tokens may look at."""
+
+    cache: KVCache  # of the layers that read: [B, K, S, H]
+    positions: jax.Array  # int32 [B, S]
+    states: jax.Array | None  # [B, S, D] final states of an encoder; None without one
+
+    def take(self, slots: jax.Array) -> "Memory":
+        """The entries at slots, int `[B, G]`, of each row."""
+
+        def at(x: jax.Array, axis: int) -> jax.Array:
+            index = slots.reshape(slots.shape[0], *[1] * (axis - 1), -1, *[1] * (x.ndim - axis - 1))
+            return jnp.take_along_axis(x, index, axis=axis)
+
+        return Memory(
+            jax.tree.map(lambda x: at(x, 2), self.cache),
+            at(self.positions, 1),
+            None if self.states is None else at(self.states, 1),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and states."""
+        return self.cache.nbytes + (0 if self.states is None else self.states.nbytes)
+
+
+def empty(num_layers: int, shape: tuple[int, int, int, int], dtype) -> KVCache:
+    """A cache of zeros, `[B, K, S, H]` per layer."""
+    return KVCache.of_layers(
+        (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(num_layers)
+    )
 
 
 def write(cache: jax.Array, new: jax.Array, slot: int | jax.Array) -> jax.Array:

@@ -1,10 +1,24 @@
 """Shapes and constants of a model, as hashable dataclasses (static arguments of jitted functions)."""
 
 import dataclasses
+import math
+from typing import ClassVar
+
+
+class _Checked:
+    """Refuses sizes below 1 and constants that are not positive numbers."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and field.name != "decoder_start_token" and value < 1:
+                raise ValueError(f"{field.name} of a model must be at least 1, but is {value}")
+            if field.type is float and field.name != "dropout_rate" and not 0 < value < math.inf:
+                raise ValueError(f"{field.name} of a model must be above 0, but is {value}")
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig:
+class LlamaConfig(_Checked):
     """A model of the LLaMA family. Letters in parentheses are those used in shape comments."""
 
     vocab_size: int  # (V)
@@ -20,14 +34,57 @@ class LlamaConfig:
     tie_embeddings: bool = False
     initializer_range: float = 0.02
 
+    # A decoder alone: the output continues the prompt itself.
+    decoder_start_token: ClassVar[int | None] = None
+    bidirectional: ClassVar[bool] = False  # whether the tokens of a prompt see later ones
+    dropout_rate: ClassVar[float] = 0.0
+
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and value < 1:
-                raise ValueError(f"{field.name} of a model must be at least 1, but is {value}")
+        super().__post_init__()
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})"
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, but is {self.head_dim}")
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config(_Checked):
+    """A model of the T5 family: v1.0 by default; v1.1 and FLAN have `gated_gelu` and neither tied
+    embeddings nor scaled outputs. Letters in parentheses are those used in shape comments.
+    """
+
+    vocab_size: int  # (V)
+    hidden_size: int  # (D)
+    intermediate_size: int  # (F)
+    num_layers: int  # of the encoder (L)
+    num_decoder_layers: int
+    num_heads: int  # (N)
+    head_dim: int  # (H)
+    decoder_start_token: int = 0  # what the decoder reads in place of a token before the first
+    gated_gelu: bool = False  # otherwise ReLU
+    tie_embeddings: bool = True
+    scale_outputs: bool = True  # by 1/sqrt(D) before the head
+    num_buckets: int = 32  # of relative positions
+    max_distance: int = 128  # from which on all relative positions share a bucket
+    norm_eps: float = 1e-6
+    dropout_rate: float = 0.0
+    initializer_factor: float = 1.0
+
+    bidirectional: ClassVar[bool] = True
+    # Relative positions reach any length.
+    max_positions: ClassVar[float] = math.inf
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate must be in 0 … 1, but is {self.dropout_rate}")
+        if self.num_buckets % 4 or self.max_distance <= self.num_buckets // 2:
+            raise ValueError(
+                f"num_buckets ({self.num_buckets}) must be a multiple of 4, and max_distance "
+                f"({self.max_distance}) more than half of it"
+            )
+
+
+ModelConfig = LlamaConfig | T5Config

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-KeyValue = tuple[jax.Array, jax.Array]  # keys and values of one layer, each [B, K, S, H]
+from gist_jax.models.cache import KeyValue, write
+from gist_jax.models.dropout import Dropout
 
 
 def normal_param(rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str], stddev: float, dtype):
@@ -43,6 +44,46 @@ class Projection(nnx.Module):
         return jnp.einsum(self.equation, x, self.kernel.astype(x.dtype))
 
 
+class Attention(nnx.Module):
+    """The projections of attention."""
+
+    def __init__(
+        self,
+        sizes: tuple[int, int, int, int],
+        stddevs: tuple[float, float, float],
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        """`sizes` are D, N, K, H; `stddevs` those of the query, of key and value, of the output."""
+        d, n, k, h = sizes
+        of_query, of_key_value, of_output = stddevs
+        into, out_of = ("embed", "heads", "head_dim"), ("heads", "head_dim", "embed")
+        self.query = Projection("btd,dnh->btnh", (d, n, h), into, of_query, dtype, rngs)
+        self.key = Projection("btd,dkh->btkh", (d, k, h), into, of_key_value, dtype, rngs)
+        self.value = Projection("btd,dkh->btkh", (d, k, h), into, of_key_value, dtype, rngs)
+        self.output = Projection("btnh,nhd->btd", (n, h, d), out_of, of_output, dtype, rngs)
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries `[B, T, N, H]`, keys and values `[B, T, K, H]` of `[B, T, D]`."""
+        return self.query(x), self.key(x), self.value(x)
+
+
+def embed(embedding: nnx.Param, ids: jax.Array, dtype=None) -> jax.Array:
+    """`[B, T, D]` of token ids `[B, T]`, or of embeddings, which stay as they are."""
+    if jnp.issubdtype(ids.dtype, jnp.integer):
+        ids = jnp.take(embedding[...], ids, axis=0)
+    return ids.astype(dtype or embedding.dtype)
+
+
+def head_logits(model, hidden: jax.Array) -> jax.Array:
+    """float32 `[B, T, V]` from `[B, T, D]`, by the model's head or by the embedding it is tied to."""
+    tied = model.config.tie_embeddings
+    kernel = model.embedding if tied else model.head.kernel
+    equation = "btd,vd->btv" if tied else "btd,dv->btv"
+    kernel = kernel.astype(hidden.dtype)
+    return jnp.einsum(equation, hidden, kernel, preferred_element_type=jnp.float32)
+
+
 def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of rotary embeddings (arXiv 2104.09864), each float32 `[B, T, 1, H/2]`."""
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
@@ -63,7 +104,9 @@ def attend(
     v: jax.Array,
     bias: jax.Array,
     *,
+    scale: float | None = None,
     implementation: str | None = None,
+    dropout: Dropout | None = None,
 ) -> jax.Array:
     """Attention of whole sequences with an explicit additive bias; softmax in float32.
 
@@ -71,7 +114,9 @@ def attend(
       q: queries `[B, T, N, H]`.
       k, v: keys and values `[B, S, K, H]`.
       bias: `[B or 1, 1 or N, T, S]`.
-      implementation: of `jax.nn.dot_product_attention`: None, "xla" or "cudnn".
+      scale: of the scores; `H**-0.5` by default.
+      implementation: of `jax.nn.dot_product_attention`: None, "xla" or "cudnn". Dropout of the
+        attention weights needs the first two.
 
     Returns:
       `[B, T, N, H]` in the dtype of q.
@@ -80,10 +125,21 @@ def attend(
       ValueError: if the shape of the bias does not fit.
     """
     _check_bias(bias, q.shape[1], k.shape[1])
-    return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=implementation)
+    if dropout is None:
+        attention = jax.nn.dot_product_attention
+        return attention(q, k, v, bias=bias, scale=scale, implementation=implementation)
+    heads_first = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    return attend_cached(q, [heads_first], bias, scale=scale, dropout=dropout)
 
 
-def attend_cached(q: jax.Array, blocks: Sequence[KeyValue], bias: jax.Array) -> jax.Array:
+def attend_cached(
+    q: jax.Array,
+    blocks: Sequence[KeyValue],
+    bias: jax.Array,
+    *,
+    scale: float | None = None,
+    dropout: Dropout | None = None,
+) -> jax.Array:
     """Attention to cached keys, one softmax over several blocks of them.
 
     The blocks lie as a cache keeps them, heads before slots, so that no step transposes a cache; and
@@ -93,6 +149,7 @@ def attend_cached(q: jax.Array, blocks: Sequence[KeyValue], bias: jax.Array) -> 
       q: queries `[B, T, N, H]`.
       blocks: keys and values, each `[B, K, S, H]`, or `[1, K, S, H]` for all rows.
       bias: `[B or 1, 1 or N, T, sum of S]`, in the order of the blocks.
+      scale: of the scores; `H**-0.5` by default.
 
     Returns:
       `[B, T, N, H]` in the dtype of q.
@@ -117,7 +174,10 @@ def attend_cached(q: jax.Array, blocks: Sequence[KeyValue], bias: jax.Array) -> 
     # [B, 1 or N, T, S] -> [B, 1 or K, 1 or G, T, S]
     heads = (1, 1) if bias.shape[1] == 1 else q.shape[2:4]
     bias = bias.reshape(bias.shape[0], *heads, *bias.shape[2:])
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) * head_dim**-0.5 + bias, axis=-1)
+    scale = head_dim**-0.5 if scale is None else scale
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) * scale + bias, axis=-1)
+    if dropout is not None:
+        weights = dropout(weights)
 
     out, start = 0, 0
     for (_, values), size in zip(blocks, sizes, strict=True):
@@ -126,6 +186,38 @@ def attend_cached(q: jax.Array, blocks: Sequence[KeyValue], bias: jax.Array) -> 
         out += jnp.einsum(f"bkgts,{b}ksh->btkgh", part, values, preferred_element_type=jnp.float32)
         start += size
     return out.astype(q.dtype).reshape(batch, length, num_heads, head_dim)
+
+
+def attend_past(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array,
+    before: Sequence[KeyValue] = (),
+    past: KeyValue | None = None,
+    slot: int | jax.Array | None = None,
+    **options,
+) -> tuple[jax.Array, KeyValue]:
+    """Attention of new tokens to those before them and to one another.
+
+    Args:
+      q, k, v: of the new tokens, `[B, T, N or K, H]`.
+      bias: `[B or 1, 1 or N, T, S]`, over `before`, then `past` or else the new tokens.
+      before: read-only blocks of keys and values, `[B or 1, K, S, H]`.
+      past: a cache `[B, K, S, H]` into which the new keys and values are written, from `slot` on.
+      options: of `attend`.
+
+    Returns:
+      `[B, T, N, H]`, and the keys and values, heads first: the grown cache, or those of the new
+      tokens alone.
+    """
+    new = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    if past is not None:
+        new = write(past[0], new[0], slot), write(past[1], new[1], slot)
+    elif not before:
+        return attend(q, k, v, bias, **options), new
+    options.pop("implementation", None)
+    return attend_cached(q, [*before, new], bias, **options), new
 
 
 def _check_bias(bias: jax.Array, num_queries: int, num_keys: int) -> None:

@@ -7,35 +7,62 @@ from ml_collections import ConfigDict
 
 from gist_jax.errors import UserError
 from gist_jax.gist import CONDITIONS
-from gist_jax.models.llama import REMAT_POLICIES
+from gist_jax.models.family import FAMILIES
+from gist_jax.models.stack import REMAT_POLICIES
 
 # What an evaluation measures, in percent, for every split: ROUGE F-measures and exact match.
 METRICS = ("rouge1", "rouge2", "rougeL", "exact_match")
 
 
-def default() -> ConfigDict:
-    """All fields there are, with the paper's recipe for LLaMA where it has one."""
+# Shape of a model with random weights, by family; the vocabulary is that of the tokenizer.
+_MODELS = {
+    "llama": {
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_layers": 3,
+        "num_heads": 4,
+        "num_kv_heads": 4,
+        "head_dim": 16,
+        "max_positions": 2048,
+        "rope_theta": 10_000.0,
+        "tie_embeddings": False,
+        "initializer_range": 0.02,
+    },
+    "t5": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_layers": 2,  # of the encoder
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "head_dim": 16,
+        # True, True and False make T5 v1.0 of what is v1.1, or FLAN-T5.
+        "tie_embeddings": False,
+        "scale_outputs": False,
+        "gated_gelu": True,
+        "num_buckets": 32,
+        "max_distance": 128,
+        "dropout_rate": 0.1,
+        "initializer_factor": 1.0,
+    },
+}
+
+
+def default(model_family: str = "llama") -> ConfigDict:
+    """All fields there are, with the paper's recipe for LLaMA where it has one.
+
+    Args:
+      model_family: "llama" or "t5": which fields `model` has.
+    """
     return ConfigDict(
         {
             "condition": "gist",  # gist, pos_control or neg_control
             "num_gist_tokens": 1,
             "seed": 0,
             "num_steps": 3000,
-            # Directory of a checkpoint to finetune (Hugging Face format); empty: random weights.
+            # Checkpoint to finetune: a directory in Hugging Face format or a hub id; empty: none.
             "pretrained": "",
             # Shape of a model with random weights; ignored when there is a pretrained one.
-            "model": {
-                "hidden_size": 64,
-                "intermediate_size": 192,
-                "num_layers": 3,
-                "num_heads": 4,
-                "num_kv_heads": 4,
-                "head_dim": 16,
-                "max_positions": 2048,
-                "rope_theta": 10_000.0,
-                "tie_embeddings": False,
-                "initializer_range": 0.02,
-            },
+            "model": {"family": model_family, **_MODELS[model_family]},
             "dtype": "bfloat16",  # of the computation: bfloat16 or float32
             "param_dtype": "float32",  # of the parameters and the optimizer state
             "attention": "xla",  # xla, or cudnn on an NVIDIA GPU
@@ -48,7 +75,8 @@ def default() -> ConfigDict:
                 # training texts; empty: that of the checkpoint or of the embedded corpus.
                 "tokenizer": "",
                 "batch_size": 128,  # rows per step, over all devices
-                "max_length": 512,  # tokens per row
+                "max_length": 512,  # tokens per row; of an encoder-decoder, those of prompts
+                "max_output_length": 256,  # of an encoder-decoder: tokens per row of outputs
                 "pack": False,  # several examples in a row
             },
             "optimizer": {
@@ -82,7 +110,10 @@ def default() -> ConfigDict:
 
 def validate(config: ConfigDict) -> None:
     """Raises ValueError, in one sentence, for a value that no run can use."""
-    _reject_unknown(config, default(), "")
+    name = config.get("model", {}).get("family", "llama")
+    if name not in FAMILIES:
+        raise UserError(f"config.model.family is {name!r} but must be one of {', '.join(FAMILIES)}")
+    _reject_unknown(config, default(name), "")
     one_of = {
         "condition": CONDITIONS,
         "dtype": ("bfloat16", "float32"),
@@ -99,12 +130,12 @@ def validate(config: ConfigDict) -> None:
         *("num_gist_tokens", "num_steps", "data.batch_size", "data.max_length"),
         *("optimizer.accumulate", "checkpoint.every", "log.every"),
         *("evaluation.num_examples", "evaluation.batch_size", "evaluation.max_new_tokens"),
-        "evaluation.max_input_length",
+        *("evaluation.max_input_length", "data.max_output_length"),
     )
     for name in at_least_one:
         if _field(config, name) < 1:
             raise UserError(f"config.{name} must be at least 1, but is {_field(config, name)}")
-    positive = ("optimizer.learning_rate", "optimizer.clip_norm", "optimizer.eps", "model.rope_theta")
+    positive = ("optimizer.learning_rate", "optimizer.clip_norm", "optimizer.eps")
     for name in positive:
         if not 0 < _field(config, name) < math.inf:  # nor NaN
             raise UserError(f"config.{name} must be above 0, but is {_field(config, name)}")

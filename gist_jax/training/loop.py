@@ -13,7 +13,7 @@ from tqdm import tqdm
 from gist_jax.data.batching import training_batches
 from gist_jax.errors import UserError
 from gist_jax.interop.workdir import CHECKPOINTS
-from gist_jax.models import llama
+from gist_jax.models.stack import Params
 from gist_jax.training import sharding
 from gist_jax.training.checkpoints import Checkpoints
 from gist_jax.training.metrics import MetricsWriter
@@ -22,7 +22,7 @@ from gist_jax.training.run import Run
 from gist_jax.training.step import Objective, TrainState, summed_loss, train_step
 
 # Scores of parameters after a step, by name, such as "validation_seen/rougeL".
-Evaluate = Callable[[llama.Params, int], dict[str, float]]
+Evaluate = Callable[[Params, int], dict[str, float]]
 
 
 class Diverged(UserError):
@@ -55,7 +55,12 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
         out_shardings=state_on,
     )
     objective = Objective(
-        config.condition, run.tokenizer.gist_id, config.dtype, config.remat, config.attention
+        config.condition,
+        run.prompts.tokenizer.gist_id,
+        dtype=config.dtype,
+        remat=config.remat,
+        attention=config.attention,
+        seed=config.seed,
     )
     step_fn = jax.jit(
         functools.partial(
@@ -77,10 +82,10 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
 
     batches = training_batches(
         run.splits["train"],
-        run.tokenizer,
-        num_gist_tokens=config.num_gist_tokens,
+        run.prompts,
         batch_size=config.data.batch_size,
         max_length=config.data.max_length,
+        max_output_length=config.data.max_output_length,
         pack=config.data.pack,
         seed=config.seed,
     )

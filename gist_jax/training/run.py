@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from gist_jax.data import instructions
+from gist_jax.data.prompts import Prompts
 from gist_jax.data.sources import EMBEDDED, Example, first, load_splits
 from gist_jax.data.tokenization import (
     SPECIAL_TOKENS,
@@ -27,9 +28,10 @@ from gist_jax.data.tokenization import (
 from gist_jax.errors import UserError
 from gist_jax.files import read_json
 from gist_jax.interop import workdir as files
-from gist_jax.interop.huggingface import Checkpoint
-from gist_jax.models import llama
-from gist_jax.models.config import LlamaConfig
+from gist_jax.interop.huggingface import Checkpoint, find
+from gist_jax.models import family
+from gist_jax.models.config import ModelConfig
+from gist_jax.models.stack import Params
 from gist_jax.training import sharding
 from gist_jax.training.config import METRICS, validate
 
@@ -44,10 +46,10 @@ class Run:
     config: ConfigDict
     workdir: pathlib.Path
     splits: dict[str, Sequence[Example]]
-    tokenizer: Tokenizer
-    model: LlamaConfig
-    shapes: llama.Params  # of the parameters: ShapeDtypeStructs
-    init: Callable[[], llama.Params]  # the parameters to start from, placed on the mesh
+    prompts: Prompts
+    model: ModelConfig
+    shapes: Params  # of the parameters: ShapeDtypeStructs
+    init: Callable[[], Params]  # the parameters to start from, placed on the mesh
     mesh: Mesh
     params_on: Any  # sharding of every parameter
     rows_on: NamedSharding  # of a batch
@@ -71,10 +73,13 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
     rows_on = sharding.batch_sharding(mesh, config.data.batch_size, config.optimizer.accumulate)
     workdir = pathlib.Path(workdir)
     goes_on = _check_same_run(config, workdir)
-    checkpoint = Checkpoint(config.pretrained) if config.pretrained else None
+    pretrained = find(config.pretrained) if config.pretrained else None
+    checkpoint = Checkpoint(pretrained) if pretrained else None
     splits = load_splits(config.data.source)
     _check_splits(config, splits)
-    tokenizer = load_tokenizer(workdir / files.TOKENIZER) if goes_on else _tokenizer(config, splits)
+    tokenizer = (
+        load_tokenizer(workdir / files.TOKENIZER) if goes_on else _tokenizer(config, splits, pretrained)
+    )
     model, load = _start(config, checkpoint, tokenizer)
     needed = max(
         config.data.max_length,
@@ -87,18 +92,19 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
             f"do not fit into the model's {model.max_positions} positions"
         )
     dtype = jnp.dtype(config.param_dtype)
-    shapes = jax.eval_shape(lambda: llama.init(model, jax.random.key(0), dtype))
-    params_on = sharding.param_shardings(mesh, llama.logical_axes(model), shapes)
+    shapes = jax.eval_shape(lambda: family.init(model, jax.random.key(0), dtype))
+    params_on = sharding.param_shardings(mesh, family.logical_axes(model), shapes)
     if load is None:
-        random = functools.partial(llama.init, model, jax.random.key(config.seed), dtype)
+        random = functools.partial(family.init, model, jax.random.key(config.seed), dtype)
         init = jax.jit(random, out_shardings=params_on)
     else:
 
-        def init() -> llama.Params:
+        def init() -> Params:
             return jax.device_put(load(), params_on)
 
     _describe(config, workdir, tokenizer, model, goes_on)
-    return Run(config, workdir, splits, tokenizer, model, shapes, init, mesh, params_on, rows_on)
+    prompts = Prompts(tokenizer, config.num_gist_tokens, model.decoder_start_token)
+    return Run(config, workdir, splits, prompts, model, shapes, init, mesh, params_on, rows_on)
 
 
 def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> bool:
@@ -141,7 +147,9 @@ def _check_splits(config: ConfigDict, splits: dict[str, Sequence[Example]]) -> N
         )
 
 
-def _tokenizer(config: ConfigDict, splits: dict[str, Sequence[Example]]) -> Tokenizer:
+def _tokenizer(
+    config: ConfigDict, splits: dict[str, Sequence[Example]], pretrained: pathlib.Path | None
+) -> Tokenizer:
     name = config.data.tokenizer
     if name.startswith("bpe:"):
         if not name[4:].isdigit() or not 260 <= int(name[4:]) <= 10**6:
@@ -150,8 +158,8 @@ def _tokenizer(config: ConfigDict, splits: dict[str, Sequence[Example]]) -> Toke
         return train_bpe(texts, int(name[4:]))
     if name:
         return load_tokenizer(name)
-    if config.pretrained:
-        return load_tokenizer(config.pretrained)
+    if pretrained:
+        return load_tokenizer(pretrained)
     if config.data.source == EMBEDDED:
         return from_tokenizers(instructions.load_tokenizer(), SPECIAL_TOKENS)
     raise UserError("config.data.tokenizer is empty: give a directory, a file, or bpe:4096")
@@ -159,17 +167,19 @@ def _tokenizer(config: ConfigDict, splits: dict[str, Sequence[Example]]) -> Toke
 
 def _start(
     config: ConfigDict, checkpoint: Checkpoint | None, tokenizer: Tokenizer
-) -> tuple[LlamaConfig, Callable[[], llama.Params] | None]:
+) -> tuple[ModelConfig, Callable[[], Params] | None]:
     """The model's shape and, for a pretrained one, what reads its parameters (NumPy arrays)."""
     if checkpoint is None:
+        shape = dict(config.model)
+        kind = family.FAMILIES[shape.pop("family")]
         try:
-            return LlamaConfig(vocab_size=tokenizer.vocab_size, **config.model), None
+            return kind(vocab_size=tokenizer.vocab_size, **shape), None
         except ValueError as error:
             raise UserError(f"config.model: {error}") from None
     before = checkpoint.config
     model = dataclasses.replace(before, vocab_size=max(before.vocab_size, tokenizer.vocab_size))
 
-    def load() -> llama.Params:
+    def load() -> Params:
         params = checkpoint.read(config.param_dtype)
         if checkpoint.has_gist_token(tokenizer.vocab_size):
             return params
@@ -178,7 +188,7 @@ def _start(
     return model, load
 
 
-def with_gist_token(params: llama.Params, gist_id: int, vocab_size: int) -> llama.Params:
+def with_gist_token(params: Params, gist_id: int, vocab_size: int) -> Params:
     """Gives the gist token an embedding, and a column of the head: the mean of all real tokens'.
 
     Args:
@@ -201,7 +211,7 @@ def with_gist_token(params: llama.Params, gist_id: int, vocab_size: int) -> llam
 
 
 def _describe(
-    config: ConfigDict, workdir: pathlib.Path, tokenizer: Tokenizer, model: LlamaConfig, goes_on: bool
+    config: ConfigDict, workdir: pathlib.Path, tokenizer: Tokenizer, model: ModelConfig, goes_on: bool
 ) -> None:
     """Writes what `files` describes. config.json comes last: with it the description is complete."""
     workdir.mkdir(parents=True, exist_ok=True)

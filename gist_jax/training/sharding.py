@@ -17,6 +17,7 @@ RULES = {
     "heads": "tensor",
     "head_dim": None,
     "mlp": "tensor",
+    "buckets": None,
     "norm": None,
 }
 
@@ -65,7 +66,7 @@ def param_shardings(mesh: Mesh, logical_axes, shapes):
     """A NamedSharding for every parameter.
 
     Args:
-      logical_axes: nested dict of tuples of axis names (see `llama.logical_axes`).
+      logical_axes: nested dict of tuples of axis names (see `family.logical_axes`).
       shapes: the same tree of arrays or ShapeDtypeStructs.
 
     Raises:

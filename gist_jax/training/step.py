@@ -7,15 +7,18 @@ import jax.numpy as jnp
 import optax
 
 from gist_jax import gist
-from gist_jax.models import llama
-from gist_jax.models.config import LlamaConfig
+from gist_jax.models.config import ModelConfig
+from gist_jax.models.dropout import Dropout
+from gist_jax.models.family import merge
+from gist_jax.models.model import Tokens
+from gist_jax.models.stack import Params
 
 
 class TrainState(NamedTuple):
     """All that a step changes."""
 
     step: jax.Array  # int32 scalar: updates made
-    params: llama.Params
+    params: Params
     optimizer: Any  # of optax
 
 
@@ -27,31 +30,57 @@ class Objective(NamedTuple):
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "xla"
+    seed: int = 0  # of dropout
+
+
+def scores(
+    params: Params, config: ModelConfig, objective: Objective, batch: dict[str, jax.Array]
+) -> jax.Array:
+    """Scores of every token that is to be predicted, float32 `[B, S, V]`.
+
+    Args:
+      params: with stacked layers.
+      batch: tokens and segment, int `[B, T]`. Where the outputs are a sequence of their own,
+        decoder_tokens and decoder_segment, int `[B, S]`, are what their decoder reads; otherwise S is
+        T. Optionally dropout, random keys `[B]`.
+    """
+    dtype = jnp.dtype(objective.dtype)
+
+    def tokens(name, layout, **options):
+        mask = gist.attention_mask(layout, objective.condition, **options)
+        positions = gist.positions_of(layout.segment)
+        return Tokens(batch[name], positions, gist.mask_to_bias(mask, dtype))
+
+    layout = gist.layout_of(batch["tokens"], objective.gist_token, batch["segment"])
+    sequences = [tokens("tokens", layout, bidirectional=config.bidirectional)]
+    if "decoder_tokens" in batch:
+        written = gist.following(layout, batch["decoder_segment"])
+        sequences.append(tokens("decoder_tokens", written, before=layout))
+    options = {}
+    if "dropout" in batch:
+        options["dropout"] = Dropout(config.dropout_rate, batch["dropout"])
+    model = merge(params, config)
+    hidden = model.forward(
+        *sequences,
+        dtype=dtype,
+        remat=objective.remat,
+        implementation=objective.attention,
+        **options,
+    )
+    return model.logits(hidden)
 
 
 def summed_loss(
-    params: llama.Params, config: LlamaConfig, objective: Objective, batch: dict[str, jax.Array]
+    params: Params, config: ModelConfig, objective: Objective, batch: dict[str, jax.Array]
 ) -> jax.Array:
     """Sum over tokens of weight × cross-entropy, float32 scalar.
 
     Args:
-      batch: tokens, targets and segment, int `[B, T]`, and weights, float32 `[B, T]`. The target of
-        a token is the token that follows it; where the weight is 0 it does not matter.
+      batch: that of `scores`, and targets, int, and weights, float32, `[B, S]`. Where a weight is 0 the
+        target does not matter.
     """
-    layout = gist.layout_of(batch["tokens"], objective.gist_token, batch["segment"])
-    bias = gist.mask_to_bias(gist.decoder_mask(layout, objective.condition), jnp.dtype(objective.dtype))
-    hidden, _ = llama.forward(
-        params,
-        config,
-        batch["tokens"],
-        gist.positions_of(batch["segment"]),
-        bias,
-        remat=objective.remat,
-        dtype=objective.dtype,
-        implementation=objective.attention,
-    )
-    scores = llama.logits(params, config, hidden)
-    losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["targets"])
+    predicted = scores(params, config, objective, batch)
+    losses = optax.softmax_cross_entropy_with_integer_labels(predicted, batch["targets"])
     return jnp.sum(losses * batch["weights"])
 
 
@@ -59,7 +88,7 @@ def train_step(
     state: TrainState,
     batch: dict[str, jax.Array],
     *,
-    config: LlamaConfig,
+    config: ModelConfig,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
@@ -68,11 +97,15 @@ def train_step(
 
     With `accumulate` > 1 the batch is cut into that many microbatches. Their summed losses and
     gradients are added up and divided once by the weight of the whole batch: a mean of their means
-    would weigh tokens in short microbatches more.
+    would weigh tokens in short microbatches more. Dropout, of models that have it, depends on the
+    seed, the step and the row alone.
 
     Returns:
       The new state, and float32 scalars: loss, grad_norm (before clipping), tokens (not padding).
     """
+    if config.dropout_rate > 0:
+        of_step = jax.random.fold_in(jax.random.key(objective.seed), state.step)
+        batch = {**batch, "dropout": jax.random.split(of_step, batch["tokens"].shape[0])}
     gradient = jax.value_and_grad(summed_loss)
     if accumulate == 1:
         loss, grads = gradient(state.params, config, objective, batch)
@@ -97,6 +130,10 @@ def train_step(
     metrics = {
         "loss": loss / weight,
         "grad_norm": optax.tree.norm(grads),
-        "tokens": jnp.sum(batch["segment"] > 0).astype(jnp.float32),
+        "tokens": sum(
+            jnp.sum(batch[name] > 0, dtype=jnp.float32)
+            for name in ("segment", "decoder_segment")
+            if name in batch
+        ),
     }
     return TrainState(state.step + 1, params, optimizer_state), metrics

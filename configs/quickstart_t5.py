@@ -1,0 +1,19 @@
+"""A small T5 on the embedded instruction corpus: a few minutes on two CPU cores, for each condition."""
+
+from ml_collections import ConfigDict
+
+from gist_jax.training.config import default
+
+
+def get_config() -> ConfigDict:
+    config = default("t5")
+    config.num_steps = 2000
+    config.dtype = "float32"
+    config.model.update(hidden_size=96, intermediate_size=192, num_layers=2, num_decoder_layers=2)
+    config.model.update(num_heads=3, head_dim=32, dropout_rate=0.0, tie_embeddings=True)
+    config.model.update(scale_outputs=True, initializer_factor=1.0)
+    config.data.update(batch_size=22, max_length=64, max_output_length=32, pack=True)
+    config.optimizer.update(learning_rate=4e-3, warmup_steps=100, b2=0.98)
+    config.evaluation.update(every=0, num_examples=500, max_new_tokens=16, max_input_length=64)
+    config.checkpoint.every = 500
+    return config

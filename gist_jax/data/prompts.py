@@ -1,0 +1,78 @@
+"""The prompt form of the paper, as token ids.
+
+    decoder-only     <s> Instruction: … <GIST> … Input: … \\n Output:      … </s>
+    encoder-decoder      Instruction: … ▁ <GIST> … Input: … </s>           … </s>
+
+The published pipeline writes line breaks around the gist tokens. Of these LLaMA's tokenizer leaves
+nothing, and T5's the one before the gist tokens, as a lone ▁. So the text before, after, and in the
+output is tokenized apart: what follows the gist tokens never depends on the instruction, which is what
+lets caches be reused.
+"""
+
+import dataclasses
+
+from gist_jax.data.tokenization import Tokenizer
+from gist_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """Writes the prompts of a model."""
+
+    tokenizer: Tokenizer
+    num_gist_tokens: int
+    # What the decoder of an encoder-decoder reads first; None if the output continues the prompt.
+    decoder_start_token: int | None = None
+
+    def instruction_ids(self, instruction: str, max_length: int | None = None) -> list[int]:
+        """Ids of what is compressed: the instruction, and the gist tokens it is compressed into.
+
+        Args:
+          max_length: cut the instruction so that there are at most so many ids; gist tokens always
+            stay.
+
+        Raises:
+          ValueError: if the instruction is empty.
+        """
+        if not instruction.strip():
+            raise UserError("the instruction is empty: there is nothing to compress")
+        tokenizer = self.tokenizer
+        ids = tokenizer.encode(f"Instruction: {instruction}".rstrip())
+        gists = [tokenizer.gist_id] * self.num_gist_tokens
+        if self.decoder_start_token is None:
+            if tokenizer.bos_id is not None:
+                ids = [tokenizer.bos_id, *ids]
+        elif tokenizer.space_id is not None:
+            gists = [tokenizer.space_id, *gists]
+        if max_length is not None:
+            ids = ids[: max(max_length - len(gists), 0)]
+        return ids + gists
+
+    def input_ids(self, text: str) -> list[int]:
+        """Ids of what follows the gist tokens, up to where the output begins."""
+        own = self._input_text_ids(text)
+        if self.decoder_start_token is not None:
+            return [*own, self.tokenizer.eos_id]
+        return self.tokenizer.encode(f"Input: {text}\nOutput:" if own else "Output:")
+
+    def _input_text_ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(f"Input: {text}") if text.strip() else []
+
+    def prompt_ids(self, instruction: str, text: str, max_length: int) -> list[int]:
+        """Ids of a whole prompt, at most `max_length`.
+
+        Where there are too many, the end of the input goes first, then that of the instruction. The
+        gist tokens and what asks for the output stay.
+        """
+        rest = self.input_ids(text)
+        # What follows the input's own text: the line break and "Output:", or the end of sequence.
+        asking = len(rest) - len(self._input_text_ids(text))
+        head = self.instruction_ids(instruction, max_length - asking)
+        cut = max(len(head) + len(rest) - max_length, 0)
+        split = len(rest) - asking
+        return head + rest[: max(split - cut, 0)] + rest[split:]
+
+    def output_ids(self, text: str, max_length: int | None = None) -> list[int]:
+        """Ids of the output, at most `max_length`, which end with the end of sequence."""
+        cut = None if max_length is None else max_length - 1
+        return [*self.tokenizer.encode(text)[:cut], self.tokenizer.eos_id]
