@@ -13,7 +13,7 @@ from gist_jax.evaluation.predict import predict, read_predictions, write_predict
 from gist_jax.evaluation.rouge import score
 from gist_jax.files import read_json
 from gist_jax.inference.load import load
-from gist_jax.training.config import default
+from gist_jax.training.config import default, evaluation_lengths
 
 FIELDS = {
     "num_examples": "only the first so many examples",
@@ -49,10 +49,12 @@ def main() -> None:
 def _predict(options) -> list[dict[str, str]]:
     path = pathlib.Path(options.model) / "config.json"
     of_run = read_json(path) if path.exists() else {}
+    evaluation = of_run.get("evaluation", default().evaluation)
+    usual = {**evaluation, **evaluation_lengths(evaluation, options.split)}
     settings = {}
     for name in FIELDS:
-        given, otherwise = getattr(options, name), default().evaluation[name]
-        settings[name] = of_run.get("evaluation", {}).get(name, otherwise) if given is None else given
+        given = getattr(options, name)
+        settings[name] = usual[name] if given is None else given
         least = 32 if name == "max_input_length" else 1
         if settings[name] < least:
             raise UserError(f"--{name} must be at least {least}, but is {settings[name]}")

@@ -6,10 +6,15 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+import quick
 
+import gist_jax
+from gist_jax.evaluation.scores import evaluator
 from gist_jax.interop.huggingface import Checkpoint
 from gist_jax.models import family
 from gist_jax.models.config import LlamaConfig, T5Config
+from gist_jax.training.loop import train
+from gist_jax.training.run import prepare
 
 TESTS = pathlib.Path(__file__).parent
 
@@ -45,7 +50,7 @@ TINY = {
         gated_gelu=True,
         tie_embeddings=False,
         scale_outputs=False,
-        initializer_factor=0.7,
+        initializer_factor=1.0,
     ),
 }
 
@@ -74,3 +79,17 @@ def tiny(model_family):
     """A random model: configuration and stacked parameters."""
     config = TINY[model_family]
     return config, family.init(config, jax.random.key(7))
+
+
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory, model_family):
+    """A trained run."""
+    path = tmp_path_factory.mktemp("run")
+    run = prepare(quick.get_config(model_family), path)
+    train(run, evaluator(run))
+    return path
+
+
+@pytest.fixture(scope="session")
+def lm(workdir):
+    return gist_jax.load(workdir)

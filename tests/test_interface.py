@@ -1,67 +1,25 @@
-"""The Python interface and the command-line doors, on a run of a few steps; and users' mistakes."""
+"""The Python interface and the command-line doors, on a run of a few steps."""
 
-import dataclasses
 import json
 import pathlib
 import re
-import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
-import quick
 import tokenizers
+from doors import INPUTS, INSTRUCTIONS, door
 
 import gist_jax
 from gist_jax import compress, evaluate, generate
 from gist_jax.data import instructions
-from gist_jax.data.tokenization import SPECIAL_TOKENS, from_tokenizers, load_tokenizer, train_bpe
-from gist_jax.errors import UserError
+from gist_jax.data.tokenization import SPECIAL_TOKENS, from_tokenizers, load_tokenizer
 from gist_jax.evaluation.predict import read_predictions
-from gist_jax.evaluation.scores import evaluator
 from gist_jax.inference.compress import compress as compress_compiled
 from gist_jax.inference.generate import generate as compiled
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.models import family
-from gist_jax.training.loop import train
 from gist_jax.training.metrics import read_metrics
-from gist_jax.training.run import prepare
-
-INSTRUCTIONS = ["Say the last word two times.", "Name the animal in the input, and nothing else."]
-INPUTS = ["red hammer tiger", "cow cake"]
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory, model_family):
-    """A trained run."""
-    path = tmp_path_factory.mktemp("run")
-    run = prepare(quick.get_config(model_family), path)
-    train(run, evaluator(run))
-    return path
-
-
-@pytest.fixture(scope="module")
-def lm(workdir):
-    return gist_jax.load(workdir)
-
-
-def door(module, monkeypatch, capsys, *arguments: str) -> str:
-    """Runs a door's main in this process; what it printed."""
-    monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
-    module.main()
-    return capsys.readouterr().out
-
-
-def mistake(module, monkeypatch, capsys, *arguments: str) -> str:
-    """Runs a door that must fail; its one sentence."""
-    with pytest.raises(SystemExit) as error:
-        door(module, monkeypatch, capsys, *arguments)
-    text = error.value.code if isinstance(error.value.code, str) else capsys.readouterr().err
-    assert error.value.code not in (0, None)
-    assert "Traceback" not in text
-    return text
 
 
 def test_evaluation_of_a_run(workdir):
@@ -142,46 +100,6 @@ def test_files_that_cannot_be_written(lm):
         lm.compress(INSTRUCTIONS).save("/proc/x")
 
 
-def test_damaged_checkpoints(tmp_path):
-    golden = pathlib.Path(__file__).parent / "golden" / "llama"
-    for text in ("{", "[]", '{"model_type": "llama"}', '{"model_type": "llama", "hidden_size": "x"}'):
-        (tmp_path / "config.json").write_text(text)
-        with pytest.raises(UserError):
-            gist_jax.load(tmp_path)
-    (tmp_path / "config.json").write_bytes((golden / "config.json").read_bytes())
-    with pytest.raises(UserError, match="cannot read .*model.safetensors"):
-        gist_jax.load(tmp_path)
-    weights = (golden / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(weights[:-100])
-    with pytest.raises(UserError, match="cannot read .*model.safetensors"):
-        gist_jax.load(tmp_path)
-    fields = json.loads((golden / "config.json").read_text()) | {"intermediate_size": 48}
-    (tmp_path / "config.json").write_text(json.dumps(fields))
-    (tmp_path / "model.safetensors").write_bytes(weights)
-    with pytest.raises(UserError, match=r"tensor model.layers.0.mlp.down_proj.weight .* has shape"):
-        gist_jax.load(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text("{")
-    with pytest.raises(UserError, match="index.json"):
-        gist_jax.load(tmp_path)
-
-
-def test_damaged_workdirs(workdir, tmp_path):
-    copy = tmp_path / "run"
-    shutil.copytree(workdir, copy)
-    (copy / "config.json").write_text("{")
-    with pytest.raises(UserError, match="config.json"):
-        gist_jax.load(copy)
-    (copy / "config.json").write_bytes((workdir / "config.json").read_bytes())
-    for file in (copy / "checkpoints").rglob("params/**/*"):
-        if file.is_file():
-            file.write_bytes(b"")
-    with pytest.raises(UserError, match="cannot be read"):
-        gist_jax.load(copy)
-    shutil.rmtree(copy / "checkpoints")
-    with pytest.raises(UserError, match="has no checkpoint yet"):
-        gist_jax.load(copy)
-
-
 def test_bfloat16_caches_keep_their_dtype_and_model(workdir, lm, tmp_path):
     half = gist_jax.load(workdir, dtype="bfloat16")
     assert half.fingerprint == lm.fingerprint
@@ -207,177 +125,6 @@ def test_doors(workdir, lm, tmp_path, monkeypatch, capsys):
     assert len(read_predictions(predictions)) == 6
     assert scores == door(evaluate, monkeypatch, capsys, f"--predictions={predictions}")
     assert scores.startswith("rouge1 ")
-
-
-def test_mistakes_with_gist_files(workdir, lm, tmp_path, monkeypatch, capsys):
-    model, given = f"--model={workdir}", "--input=red"
-    file = tmp_path / "x.gist.safetensors"
-    lm.compress(INSTRUCTIONS).save(file)
-
-    missing = mistake(generate, monkeypatch, capsys, model, "--gist=nowhere", given)
-    assert missing.startswith("error: cannot read the gist cache nowhere")
-    for size in (0, 5, 200, file.stat().st_size - 1):
-        (tmp_path / "cut").write_bytes(file.read_bytes()[:size])
-        cut = mistake(generate, monkeypatch, capsys, model, f"--gist={tmp_path}/cut", given)
-        assert cut.startswith("error: cannot read the gist cache")
-    number = mistake(generate, monkeypatch, capsys, model, f"--gist={file}", *[given] * 3)
-    assert number == "error: there are 2 gist caches for 3 inputs: give one, or one for each"
-
-    for other in (
-        dict(params=jax.tree.map(lambda x: x * 1.5, family.init(lm.config, jax.random.key(0)))),
-        dict(
-            params=family.init(lm.config, jax.random.key(0)),
-            tokenizer=dataclasses.replace(lm.tokenizer, bos_id=5),
-        ),
-    ):
-        settings = dict(config=lm.config, tokenizer=lm.tokenizer, num_gist_tokens=1) | other
-        LanguageModel.from_params(**settings).compress(INSTRUCTIONS[:1]).save(file)
-        made = mistake(generate, monkeypatch, capsys, model, f"--gist={file}", given)
-        assert made == "error: the gist cache was made by another model or tokenizer"
-
-
-def test_mistakes_with_instructions(workdir, lm, tmp_path, monkeypatch, capsys):
-    model, output = f"--model={workdir}", f"--output={tmp_path}/x"
-
-    def refused(instruction):
-        return mistake(compress, monkeypatch, capsys, model, f"--instruction={instruction}", output)
-
-    assert refused("  ") == "error: the instruction is empty: there is nothing to compress"
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="there is no instruction"):
-        lm.compress([])
-    with pytest.raises(ValueError, match="as a list of texts"):
-        lm.compress("Say the last word.")
-    with pytest.raises(ValueError, match="either gists or instructions"):
-        lm.generate(inputs=["red"])
-    with pytest.raises(ValueError, match="temperature must be in 0 … 1e.06, but is -1"):
-        lm.generate(instructions=INSTRUCTIONS[:1], inputs=["red"], temperature=-1)
-
-
-def test_prompts_longer_than_the_positions_of_a_model(lm):
-    """T5 knows relative positions only, and has no limit."""
-    spoken = ["word " * 100]
-    if lm.config.max_positions == 96:
-        with pytest.raises(ValueError, match="but the model has only 96 positions"):
-            lm.compress(spoken)
-        with pytest.raises(ValueError, match="96 positions"):
-            lm.generate(instructions=INSTRUCTIONS[:1], inputs=["red"], max_new_tokens=90)
-    else:
-        cached = lm.generate(lm.compress(spoken), inputs=["red"], max_new_tokens=4)
-        assert cached == lm.generate(instructions=spoken, inputs=["red"], max_new_tokens=4)
-
-
-def test_models_that_cannot_compress(lm):
-    control = dataclasses.replace(lm, condition="neg_control")
-    with pytest.raises(ValueError, match="trained as neg_control"):
-        control.compress(INSTRUCTIONS)
-    small = dataclasses.replace(lm.config, vocab_size=lm.config.vocab_size - 1)
-    with pytest.raises(ValueError, match="this model has no gist token"):
-        dataclasses.replace(lm, config=small).compress(INSTRUCTIONS)
-
-
-def test_a_checkpoint_that_was_not_trained_for_gisting(tmp_path):
-    """Its vocabulary is padded, so the id of the gist token has a row, but not a trained one."""
-    golden = pathlib.Path(__file__).parent / "golden" / "llama"
-    for file in ("config.json", "model.safetensors"):
-        (tmp_path / file).write_bytes((golden / file).read_bytes())
-    tokenizer = train_bpe(["a b"], 260)
-    vocabulary = {f"t{i}": i for i in range(tokenizer.vocab_size)}
-    for size in (60, 102):  # the model has 103 rows
-        names = [*list(vocabulary)[: size - 3], "<pad>", "<s>", "</s>"]
-        words = tokenizers.models.WordLevel({name: i for i, name in enumerate(names)}, "<pad>")
-        from_tokenizers(tokenizers.Tokenizer(words), SPECIAL_TOKENS).save(tmp_path)
-        if size == 102:  # the gist token is the last row: a gist checkpoint, as published
-            assert len(gist_jax.load(tmp_path).compress(["t1 t2"])) == 1
-        else:
-            # Without the gist token that our own loader added.
-            (tmp_path / "tokenizer.json").write_text(tokenizers.Tokenizer(words).to_str())
-            with pytest.raises(ValueError, match="this model has no gist token"):
-                gist_jax.load(tmp_path).compress(["t1 t2"])
-
-
-def test_mistakes_with_models(tmp_path, workdir, monkeypatch, capsys):
-    arguments = "--instruction=x", f"--output={tmp_path}/x"
-    missing = mistake(compress, monkeypatch, capsys, "--model=./nowhere", *arguments)
-    assert missing == "error: there is no directory ./nowhere"
-    empty = mistake(compress, monkeypatch, capsys, f"--model={tmp_path}", *arguments)
-    assert "neither a trained run nor a Hugging Face checkpoint" in empty
-    split = mistake(evaluate, monkeypatch, capsys, f"--model={workdir}", "--split=test")
-    assert split.startswith("error: there is no split 'test': choose from train")
-    both = mistake(evaluate, monkeypatch, capsys)
-    assert both == "error: one of the arguments --model --predictions is required (see --help)\n"
-    output = f"--output={tmp_path}"
-    folder = mistake(compress, monkeypatch, capsys, f"--model={workdir}", "--instruction=x", output)
-    assert "is not the name of a file" in folder
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "sentence"),
-    [
-        ("num_gist_tokens", 0, "config.num_gist_tokens must be at least 1, but is 0"),
-        ("condition", "gits", "config.condition is 'gits' but must be one of gist"),
-        ("data.batch_size", 6, "a batch of 6 rows in 1 microbatch.* does not divide over the 4 devices"),
-        ("mesh.fsdp", 3, "does not fit the 4 devices"),
-        ("optimizer.accumulate", 3, "must be a multiple of config.optimizer.accumulate"),
-        ("data.source", "/nowhere", "/nowhere is neither 'instructions', nor a file"),
-        ("data.tokenizer", "/nowhere", "there is no tokenizer at /nowhere"),
-        ("data.max_length", 97, "do not fit into the model's 96 positions"),
-        ("evaluation.max_input_length", 90, "do not fit into the model's 96 positions"),
-        ("num_gist_tokens", 30, "leaves no room for an instruction with 30 gist"),
-        ("optimizer.clip_norm", 0.0, "config.optimizer.clip_norm must be above 0"),
-        ("optimizer.warmup_steps", -1, "config.optimizer.warmup_steps must not be negative"),
-        ("checkpoint.metric", "validation_seen/rougel", "must be one of validation_seen/rouge1"),
-        ("optimizer.learning_rate", float("nan"), "config.optimizer.learning_rate must be above 0"),
-        ("seed", -1, "config.seed must not be negative"),
-        ("attention", "cudnn", "the device is a cpu"),
-        ("data.tokenizer", "bpe:7", "write bpe:4096"),
-        ("pretrained", "/nowhere", "there is no directory /nowhere"),
-        ("data.source", "", "config.data.source is empty"),
-        ("log.wandb", True, "needs the package wandb"),
-        ("model.num_kv_heads", 3, r"num_heads \(2\) must be a multiple of num_kv_heads \(3\)"),
-    ],
-)
-def test_mistakes_in_a_config(field, value, sentence, tmp_path):
-    config = quick.get_config()
-    config.update_from_flattened_dict({field: value})
-    with pytest.raises(ValueError, match=sentence):
-        prepare(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_unknown_field_in_a_config_file(tmp_path):
-    config = quick.get_config()
-    with config.unlocked():
-        config.optimizer.learning_rat = 0.1
-    with pytest.raises(ValueError, match="unknown config field optimizer.learning_rat"):
-        prepare(config, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (
-            ["--config=tests/quick.py", "--workdir=X", "--config.optimizer.learning_rat=1"],
-            "learning_rat",
-        ),
-        (["--config=tests/quick.py"], "workdir"),
-        (["--config=tests/nowhere.py", "--workdir=X"], "nowhere.py"),
-        (["--config=tests/quick.py", "--workdir=X", "--config.num_gist_tokens=0"], "at least 1"),
-        (["--config=tests/quick.py", "--workdir=X", "--config.num_steps=few"], "num_steps"),
-    ],
-)
-def test_mistakes_of_the_train_door(arguments, sentence, tmp_path):
-    root = pathlib.Path(__file__).parent.parent
-    arguments = [a.replace("=X", f"={tmp_path}/run") for a in arguments]
-    done = subprocess.run(
-        [sys.executable, "-m", "gist_jax.train", *arguments], cwd=root, capture_output=True, text=True
-    )
-    assert done.returncode in (1, 2)
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_tokenizer_survives_being_saved(lm, tmp_path):

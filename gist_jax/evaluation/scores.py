@@ -4,6 +4,7 @@ from gist_jax.evaluation.predict import predict, write_predictions
 from gist_jax.evaluation.rouge import score
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.models.stack import Params
+from gist_jax.training.config import evaluation_lengths
 from gist_jax.training.loop import Evaluate
 from gist_jax.training.run import Run
 
@@ -31,8 +32,7 @@ def evaluator(run: Run) -> Evaluate:
                 model,
                 examples,
                 batch_size=options.batch_size,
-                max_new_tokens=options.max_new_tokens,
-                max_input_length=options.max_input_length,
+                **evaluation_lengths(options, split),
                 description=split,
             )
             write_predictions(run.workdir / "predictions" / f"{step}-{split}.csv", records)

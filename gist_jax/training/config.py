@@ -1,6 +1,8 @@
 """The defaults of every training run. A file in configs/ changes what it needs."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -12,6 +14,8 @@ from gist_jax.models.stack import REMAT_POLICIES
 
 # What an evaluation measures, in percent, for every split: ROUGE F-measures and exact match.
 METRICS = ("rouge1", "rouge2", "rougeL", "exact_match")
+# What may differ between splits.
+LENGTHS = ("max_new_tokens", "max_input_length")
 
 
 # Shape of a model with random weights, by family; the vocabulary is that of the tokenizer.
@@ -98,6 +102,8 @@ def default(model_family: str = "llama") -> ConfigDict:
                 "batch_size": 64,
                 "max_new_tokens": 64,
                 "max_input_length": 512,  # tokens of a prompt; the inputs of longer ones are cut
+                # Other lengths for some splits, as {"validation_human": {"max_new_tokens": 256}}.
+                "splits": {},
             },
             "checkpoint": {
                 "every": 500,  # steps, besides those after each evaluation
@@ -106,6 +112,12 @@ def default(model_family: str = "llama") -> ConfigDict:
             "log": {"every": 10, "wandb": False},
         }
     )
+
+
+def evaluation_lengths(evaluation: Mapping[str, Any], split: str) -> dict[str, int]:
+    """`max_new_tokens` and `max_input_length` for a split."""
+    of_split = evaluation.get("splits", {}).get(split, {})
+    return {name: of_split.get(name, evaluation[name]) for name in LENGTHS}
 
 
 def validate(config: ConfigDict) -> None:
@@ -129,10 +141,18 @@ def validate(config: ConfigDict) -> None:
     at_least_one = (
         *("num_gist_tokens", "num_steps", "data.batch_size", "data.max_length"),
         *("optimizer.accumulate", "checkpoint.every", "log.every"),
-        *("evaluation.num_examples", "evaluation.batch_size", "evaluation.max_new_tokens"),
-        *("evaluation.max_input_length", "data.max_output_length"),
+        *("evaluation.num_examples", "evaluation.batch_size", "data.max_output_length"),
     )
-    for name in at_least_one:
+    reading, writing = ["data.max_length", "evaluation.max_input_length"], ["evaluation.max_new_tokens"]
+    for split, lengths in config.evaluation.splits.items():
+        for name in lengths:
+            if name not in LENGTHS:
+                raise UserError(
+                    f"config.evaluation.splits.{split} has {name!r}: choose from {', '.join(LENGTHS)}"
+                )
+            of = writing if name == "max_new_tokens" else reading
+            of.append(f"evaluation.splits.{split}.{name}")
+    for name in (*at_least_one, *writing):
         if _field(config, name) < 1:
             raise UserError(f"config.{name} must be at least 1, but is {_field(config, name)}")
     positive = ("optimizer.learning_rate", "optimizer.clip_norm", "optimizer.eps")
@@ -147,7 +167,7 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"config.{name} must be in 0 … 1, but is {_field(config, name)}")
     if config.attention == "cudnn" and jax.default_backend() != "gpu":
         raise UserError(f"config.attention is 'cudnn', but the device is a {jax.default_backend()}")
-    for name in ("data.max_length", "evaluation.max_input_length"):
+    for name in reading:
         if _field(config, name) < 2 * config.num_gist_tokens + 16:
             raise UserError(
                 f"config.{name} is {_field(config, name)}, which leaves no room for an instruction "
@@ -172,7 +192,7 @@ def _reject_unknown(config: ConfigDict, known: ConfigDict, prefix: str) -> None:
             raise UserError(
                 f"unknown config field {prefix}{name}: choose from {', '.join(sorted(known))}"
             )
-        if isinstance(known[name], ConfigDict):
+        if isinstance(known[name], ConfigDict) and name != "splits":  # which the data names
             _reject_unknown(value, known[name], f"{prefix}{name}.")
     missing = [f"{prefix}{name}" for name in known if name not in config]
     if missing:

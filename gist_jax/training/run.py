@@ -6,7 +6,7 @@ import importlib.util
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ from gist_jax.models import family
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
 from gist_jax.training import sharding
-from gist_jax.training.config import METRICS, validate
+from gist_jax.training.config import METRICS, evaluation_lengths, validate
 
 # Fields that change no loss, so a run may go on with others.
 FREE = ("checkpoint", "evaluation", "log", "mesh")
@@ -81,16 +81,7 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
         load_tokenizer(workdir / files.TOKENIZER) if goes_on else _tokenizer(config, splits, pretrained)
     )
     model, load = _start(config, checkpoint, tokenizer)
-    needed = max(
-        config.data.max_length,
-        config.evaluation.max_input_length + config.evaluation.max_new_tokens,
-    )
-    if needed > model.max_positions:
-        raise UserError(
-            f"rows of {config.data.max_length} tokens, or prompts of "
-            f"{config.evaluation.max_input_length} and {config.evaluation.max_new_tokens} new tokens, "
-            f"do not fit into the model's {model.max_positions} positions"
-        )
+    _check_positions(config, splits, model)
     dtype = jnp.dtype(config.param_dtype)
     shapes = jax.eval_shape(lambda: family.init(model, jax.random.key(0), dtype))
     params_on = sharding.param_shardings(mesh, family.logical_axes(model), shapes)
@@ -105,6 +96,21 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
     _describe(config, workdir, tokenizer, model, goes_on)
     prompts = Prompts(tokenizer, config.num_gist_tokens, model.decoder_start_token)
     return Run(config, workdir, splits, prompts, model, shapes, init, mesh, params_on, rows_on)
+
+
+def _check_positions(config: ConfigDict, splits: Iterable[str], model: ModelConfig) -> None:
+    if config.data.max_length > model.max_positions:
+        raise UserError(
+            f"rows of {config.data.max_length} tokens do not fit into the model's "
+            f"{model.max_positions} positions"
+        )
+    for split in splits:
+        lengths = evaluation_lengths(config.evaluation, split)
+        if sum(lengths.values()) > model.max_positions:
+            raise UserError(
+                f"prompts of {lengths['max_input_length']} and {lengths['max_new_tokens']} new tokens "
+                f"do not fit into the model's {model.max_positions} positions"
+            )
 
 
 def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> bool:
@@ -170,12 +176,7 @@ def _start(
 ) -> tuple[ModelConfig, Callable[[], Params] | None]:
     """The model's shape and, for a pretrained one, what reads its parameters (NumPy arrays)."""
     if checkpoint is None:
-        shape = dict(config.model)
-        kind = family.FAMILIES[shape.pop("family")]
-        try:
-            return kind(vocab_size=tokenizer.vocab_size, **shape), None
-        except ValueError as error:
-            raise UserError(f"config.model: {error}") from None
+        return model_config(config, tokenizer.vocab_size), None
     before = checkpoint.config
     model = dataclasses.replace(before, vocab_size=max(before.vocab_size, tokenizer.vocab_size))
 
@@ -186,6 +187,20 @@ def _start(
         return with_gist_token(params, tokenizer.gist_id, model.vocab_size)
 
     return model, load
+
+
+def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
+    """The shape that `config.model` describes.
+
+    Raises:
+      UserError: if there can be no such model.
+    """
+    shape = config.model.to_dict()
+    kind = family.FAMILIES[shape.pop("family")]
+    try:
+        return kind(vocab_size=vocab_size, **shape)
+    except ValueError as error:
+        raise UserError(f"config.model: {error}") from None
 
 
 def with_gist_token(params: Params, gist_id: int, vocab_size: int) -> Params:

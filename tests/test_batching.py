@@ -1,0 +1,90 @@
+"""Training batches: streams that go on, examples that are cut, rows that are packed."""
+
+import numpy as np
+import pytest
+
+from gist_jax.data import instructions
+from gist_jax.data.batching import training_batches
+from gist_jax.data.prompts import Prompts
+from gist_jax.data.tokenization import SPECIAL_TOKENS, from_tokenizers
+
+
+def tokenizer():
+    return from_tokenizers(instructions.load_tokenizer(), SPECIAL_TOKENS)
+
+
+def batches_of(source, num_gist_tokens=1, start=None, pack=False, seed=0, **sizes):
+    """A stream of batches, for an encoder-decoder if `start` is its start token."""
+    prompts = Prompts(tokenizer(), num_gist_tokens, start)
+    return training_batches(source, prompts, pack=pack, seed=seed, **{"max_output_length": 16} | sizes)
+
+
+@pytest.mark.parametrize("start", [None, 0])
+@pytest.mark.parametrize("pack", [False, True])
+def test_batches_go_on_where_they_were(pack, start):
+    settings = dict(num_gist_tokens=2, batch_size=4, max_length=64, pack=pack, seed=1, start=start)
+    source = instructions.Corpus("train")
+    stream = batches_of(source, **settings)
+    for _ in range(3):
+        batch = next(stream)
+    assert {name: x.shape for name, x in batch.items()} == {
+        name: (4, 16 if start == 0 and name not in ("tokens", "segment") else 64) for name in batch
+    }
+    assert ("decoder_tokens" in batch) == (start is not None)
+    assert (batch["segment"].max(axis=1) > 1).any() == pack
+    state = stream.get_state()
+    expected = next(stream)
+    again = batches_of(source, **settings)
+    again.set_state(state)
+    for name, value in next(again).items():
+        np.testing.assert_array_equal(value, expected[name])
+
+
+@pytest.mark.parametrize("start", [None, 0])
+@pytest.mark.parametrize("field", ["instruction", "input", "output"])
+def test_long_examples_keep_their_gist_tokens_and_an_output(field, start):
+    example = {"instruction": "Say red.", "input": "cow", "output": "red"}
+    example[field] = "dog " * 100
+    settings = dict(num_gist_tokens=3, batch_size=1, max_length=24, start=start)
+    batch = {name: x[0] for name, x in next(batches_of([example], **settings)).items()}
+    tokens, targets, weights = (batch[name] for name in ("tokens", "targets", "weights"))
+    assert (tokens == tokenizer().gist_id).sum() == 3
+    written = tokenizer().decode(targets[weights > 0]).split()
+    assert set(written) == {"dog" if field == "output" else "red"}
+    if start is None:
+        # Right before the first output token stands what asks for it.
+        first = int(np.argmax(weights))
+        assert tokenizer().decode(tokens[first - 1 : first + 1]) == "output :"
+        assert len(written) == (24 + 1 - (first + 1) if field == "output" else 1)
+    else:
+        ends = tokens[batch["segment"] > 0][-1], targets[weights > 0][-1]
+        assert ends == (tokenizer().eos_id,) * 2
+        assert len(written) == (15 if field == "output" else 1)
+        moved_on = [start, *targets[weights > 0][:-1]]
+        np.testing.assert_array_equal(batch["decoder_tokens"][weights > 0], moved_on)
+
+
+@pytest.mark.parametrize("start", [None, 0])
+def test_packed_rows_hold_the_same_examples(start):
+    settings = dict(batch_size=3, max_length=80, max_output_length=40, start=start)
+    source = instructions.Corpus("train")
+    packed = next(batches_of(source, **settings, pack=True))
+    single = batches_of(source, **settings)
+    segment_of = "segment" if start is None else "decoder_segment"
+    known = {}
+    for plain in (next(single) for _ in range(8)):
+        for i in range(3):
+            tokens = plain["tokens"][i][plain["segment"][i] > 0]
+            kept = plain[segment_of][i] > 0
+            known[tuple(tokens)] = [tuple(plain[name][i][kept]) for name in ("targets", "weights")]
+    assert (packed["segment"].max(axis=1) >= 2).all()
+    for row in range(3):
+        for number in range(1, packed["segment"][row].max() + 1):
+            tokens = tuple(packed["tokens"][row][packed["segment"][row] == number])
+            kept = packed[segment_of][row] == number
+            found = [tuple(packed[name][row][kept]) for name in ("targets", "weights")]
+            assert known[tokens] == found
+            if start is None:
+                assert found[0][:-1] == tokens[1:]
+            else:
+                assert tuple(packed["decoder_tokens"][row][kept]) == (start, *found[0][:-1])

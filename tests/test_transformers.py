@@ -1,0 +1,70 @@
+"""Equality with random models of the installed transformers, where PyTorch is installed."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gist_jax import gist
+from gist_jax.interop.huggingface import Checkpoint
+from gist_jax.training.step import Objective, scores
+
+torch = pytest.importorskip("torch", reason="PyTorch is optional: pip install 'gist_jax[torch]'")
+import transformers  # noqa: E402
+
+VOCAB, GIST = 61, 60
+SHAPES = {
+    "v1.0": dict(feed_forward_proj="relu", tie_word_embeddings=True),
+    "v1.1": dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+}
+
+
+def random_t5(version: str, untied: bool) -> "transformers.T5ForConditionalGeneration":
+    torch.manual_seed(0)
+    shape = dict(vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=48, num_heads=4)
+    layers = dict(num_layers=3, num_decoder_layers=2, decoder_start_token_id=0, dropout_rate=0.1)
+    config = transformers.T5Config(**shape, **layers, **SHAPES[version])
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    if untied:  # transformers 5 ties a new model's head, and unties one that a checkpoint holds
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCAB, 32))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:  # all ones in a new model
+                weight.copy_(1 + 0.2 * torch.randn_like(weight))
+    return model
+
+
+@pytest.mark.parametrize("condition", gist.CONDITIONS)
+@pytest.mark.parametrize(("version", "untied"), [("v1.0", False), ("v1.1", False), ("v1.1", True)])
+def test_t5(version, untied, condition, tmp_path):
+    """Logits for the same encoder mask `[B, T, T]` and cross-attention mask `[B, T]`.
+
+    Prompts are ragged, and longer than the distance from which on relative positions are all alike.
+    """
+    model = random_t5(version, untied)
+    model.save_pretrained(tmp_path)
+    checkpoint = Checkpoint(tmp_path)
+    assert checkpoint.config.tie_embeddings == (not untied)
+    assert checkpoint.config.scale_outputs == (version == "v1.0")
+
+    rng = np.random.default_rng(0)
+    tokens, written = rng.integers(3, GIST, (3, 300)), rng.integers(3, GIST, (3, 150))
+    tokens[:, 170:172] = GIST
+    segment = (np.arange(300) < np.array([300, 172, 240])[:, None]).astype(np.int32)
+    batch = {"tokens": tokens, "segment": segment}
+    batch |= {"decoder_tokens": written, "decoder_segment": np.ones_like(written)}
+    batch = {name: jnp.asarray(x, jnp.int32) for name, x in batch.items()}
+    ours = scores(checkpoint.read(), checkpoint.config, Objective(condition, GIST), batch)
+
+    layout = gist.layout_of(batch["tokens"], GIST, batch["segment"])
+    mask = np.array(gist.attention_mask(layout, condition, bidirectional=True))
+    decoder = gist.following(layout, batch["decoder_segment"])
+    seen = np.array(gist.visible(decoder, layout, condition))[:, 0, 0]  # the same in every row
+    with torch.no_grad():
+        bias = torch.from_numpy(mask).float().sub(1).mul(1e9)
+        states = model.encoder(input_ids=torch.from_numpy(tokens), attention_mask=bias)
+        theirs = model(
+            encoder_outputs=states,
+            attention_mask=torch.from_numpy(seen).long(),
+            decoder_input_ids=torch.from_numpy(written),
+        ).logits
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-4)
