@@ -36,6 +36,7 @@ setup(
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],
+        "torch": ["torch>=2.6,<3"],  # for tests against PyTorch
         "tpu": ["jax[tpu]"],
         "wandb": ["wandb>=0.20,<1"],
         "test": ["hypothesis>=6.130,<7", "pytest>=8,<10", "ruff>=0.9,<1"],

@@ -12,6 +12,7 @@ import pytest
 import quick
 import tokenizers
 from doors import INSTRUCTIONS, mistake
+from ml_collections import ConfigDict
 
 import gist_jax
 from gist_jax import compress, evaluate, generate
@@ -129,9 +130,9 @@ def test_models_that_cannot_compress(lm):
         dataclasses.replace(lm, config=small).compress(INSTRUCTIONS)
 
 
-def test_a_checkpoint_that_was_not_trained_for_gisting(tmp_path):
+def test_a_checkpoint_that_was_not_trained_for_gisting(tmp_path, model_family):
     """Its vocabulary is padded, so the id of the gist token has a row, but not a trained one."""
-    golden = pathlib.Path(__file__).parent / "golden" / "llama"
+    golden = pathlib.Path(__file__).parent / "golden" / model_family
     for file in ("config.json", "model.safetensors"):
         (tmp_path / file).write_bytes((golden / file).read_bytes())
     tokenizer = train_bpe(["a b"], 260)
@@ -188,12 +189,29 @@ def test_mistakes_with_models(tmp_path, workdir, monkeypatch, capsys):
         ("pretrained", "/nowhere", "there is no directory /nowhere"),
         ("data.source", "", "config.data.source is empty"),
         ("log.wandb", True, "needs the package wandb"),
+        ("model.family", "gpt", "config.model.family is 'gpt' but must be one of llama, t5"),
+        ("model.family", "t5", "unknown config field model.initializer_range"),
+        ("evaluation.splits", {"a": {"max_new": 3}}, "splits.a has 'max_new': choose from max_new_"),
+        (
+            "evaluation.splits",
+            {"a": {"max_new_tokens": 0}},
+            "splits.a.max_new_tokens must be at least 1",
+        ),
+        ("evaluation.splits", {"a": {"max_input_length": 9}}, "leaves no room for an instruction"),
+        (
+            "evaluation.splits",
+            {"validation_human": {"max_new_tokens": 80}},
+            "prompts of 48 and 80 new tokens do not fit into the model's 96 positions",
+        ),
         ("model.num_kv_heads", 3, r"num_heads \(2\) must be a multiple of num_kv_heads \(3\)"),
     ],
 )
 def test_mistakes_in_a_config(field, value, sentence, tmp_path):
     config = quick.get_config()
-    config.update_from_flattened_dict({field: value})
+    if isinstance(value, dict):
+        config.evaluation.splits = ConfigDict(value)
+    else:
+        config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=sentence):
         prepare(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

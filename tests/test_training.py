@@ -320,13 +320,13 @@ def test_dropout_keeps_the_mean():
         assert (one != other).mean() == pytest.approx(2 * 0.25 * 0.75, abs=0.02)
 
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "llama"
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
 @pytest.mark.parametrize("vocab_size", [101, 103])
-def test_a_gist_token_is_the_mean_of_the_others(vocab_size):
+def test_a_gist_token_is_the_mean_of_the_others(vocab_size, model_family):
     """Rows are added where there are too few, and padding does not count."""
-    params = Checkpoint(GOLDEN).read()
+    params = Checkpoint(GOLDEN / model_family).read()
     gist_id = 101
     before = {"embedding": params["embedding"][:vocab_size]}
     before["head"] = {"kernel": params["head"]["kernel"][:, :vocab_size]}
@@ -339,11 +339,11 @@ def test_a_gist_token_is_the_mean_of_the_others(vocab_size):
     assert after["embedding"].shape[0] == after["head"]["kernel"].shape[1] == 103
 
 
-def test_finetuning_a_checkpoint(tmp_path):
+def test_finetuning_a_checkpoint(tmp_path, model_family):
     """A Hugging Face checkpoint without gist token: extended, trained, stopped, and gone on with."""
     (tmp_path / "base").mkdir()
     for file in ("config.json", "model.safetensors"):
-        (tmp_path / "base" / file).write_bytes((GOLDEN / file).read_bytes())
+        (tmp_path / "base" / file).write_bytes((GOLDEN / model_family / file).read_bytes())
     words = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(100))]
     model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "<pad>")
     made = tokenizers.Tokenizer(model)
@@ -351,7 +351,7 @@ def test_finetuning_a_checkpoint(tmp_path):
     made.save(str(tmp_path / "base" / "tokenizer.json"))
     records = [{"instruction": f"w{i}", "input": f"w{i + 1}", "output": f"w{i + 2}"} for i in range(50)]
     (tmp_path / "train.json").write_text(json.dumps(records))
-    config = quick.get_config()
+    config = quick.get_config(model_family)
     config.pretrained = str(tmp_path / "base")
     config.data.source = str(tmp_path / "train.json")
     config.num_steps = 4
