@@ -14,17 +14,19 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-def test_demo(tmp_path):
+@pytest.mark.parametrize(("name", "seen", "unseen"), [("quickstart", 95, 80), ("quickstart_t5", 90, 70)])
+def test_demo(name, seen, unseen, tmp_path):
     makefile = (ROOT / "Makefile").read_text()
     settings = dict(re.findall(r"^export (\w+) = (\w+)", makefile, re.M))
-    command = [sys.executable, "-m", "gist_jax.demo", f"--output={tmp_path}"]
+    demo = [sys.executable, "-m", "gist_jax.demo"]
+    command = [*demo, f"--config=configs/{name}.py", f"--output={tmp_path}"]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | settings, check=True, capture_output=True, text=True
     )
     with (tmp_path / "results.csv").open() as file:
         table = list(csv.DictReader(file))
     rouge = {row["split"]: row for row in table if row["metric"] == "ROUGE-L"}
-    for split, recovery in (("validation_seen", 95), ("validation_unseen", 80)):
+    for split, recovery in (("validation_seen", seen), ("validation_unseen", unseen)):
         gist, pos, neg = (float(rouge[split][c]) for c in ("gist", "pos_control", "neg_control"))
         assert pos - neg >= 30
         assert 100 * (gist - neg) / (pos - neg) >= recovery

@@ -37,6 +37,7 @@ class LlamaConfig(_Checked):
     # A decoder alone: the output continues the prompt itself.
     decoder_start_token: ClassVar[int | None] = None
     bidirectional: ClassVar[bool] = False  # whether the tokens of a prompt see later ones
+    relative_positions: ClassVar[bool] = False  # whether only distances between tokens are computed
     dropout_rate: ClassVar[float] = 0.0
 
     def __post_init__(self):
@@ -73,8 +74,8 @@ class T5Config(_Checked):
     initializer_factor: float = 1.0
 
     bidirectional: ClassVar[bool] = True
-    # Relative positions reach any length.
-    max_positions: ClassVar[float] = math.inf
+    relative_positions: ClassVar[bool] = True
+    max_positions: ClassVar[float] = math.inf  # distances have no limit
 
     def __post_init__(self):
         super().__post_init__()

@@ -22,7 +22,7 @@ class Tokens(NamedTuple):
     """Tokens with all that attention needs to know of them."""
 
     ids: jax.Array  # int [B, T], or embeddings in their place, floating [B, T, D]
-    positions: jax.Array  # int [B, T]
+    positions: jax.Array  # int [B, T]; [1, T] for all rows
     bias: jax.Array  # additive attention bias [B, 1, T, P + T], see gist_jax.gist
 
 

@@ -48,7 +48,9 @@ def scores(
 
     def tokens(name, layout, **options):
         mask = gist.attention_mask(layout, objective.condition, **options)
-        positions = gist.positions_of(layout.segment)
+        # Tokens of a segment are as far apart as their slots, which are the same in all rows.
+        slots = jnp.arange(mask.shape[2])[None]
+        positions = slots if config.relative_positions else gist.positions_of(layout.segment)
         return Tokens(batch[name], positions, gist.mask_to_bias(mask, dtype))
 
     layout = gist.layout_of(batch["tokens"], objective.gist_token, batch["segment"])
