@@ -1,4 +1,4 @@
-"""A small T5 on the embedded instruction corpus: a few minutes on two CPU cores, for each condition."""
+"""A small T5 on the embedded instruction corpus: two minutes on two CPU cores, for each condition."""
 
 from ml_collections import ConfigDict
 
@@ -7,13 +7,15 @@ from gist_jax.training.config import default
 
 def get_config() -> ConfigDict:
     config = default("t5")
-    config.num_steps = 2000
+    config.num_steps = 1400
     config.dtype = "float32"
+    config.dropout = 0.0
     config.model.update(hidden_size=96, intermediate_size=192, num_layers=2, num_decoder_layers=2)
-    config.model.update(num_heads=3, head_dim=32, dropout_rate=0.0, tie_embeddings=True)
-    config.model.update(scale_outputs=True, initializer_factor=1.0)
-    config.data.update(batch_size=22, max_length=64, max_output_length=32, pack=True)
-    config.optimizer.update(learning_rate=4e-3, warmup_steps=100, b2=0.98)
+    # Copying words takes heads more than it takes width.
+    config.model.update(num_heads=12, head_dim=8)
+    config.model.update(tie_embeddings=True, scale_outputs=True, initializer_factor=0.3)
+    config.data.update(batch_size=22, max_length=96, max_output_length=24, pack=True)
+    config.optimizer.update(learning_rate=2e-3, warmup_steps=100, b2=0.98)
     config.evaluation.update(every=0, num_examples=500, max_new_tokens=16, max_input_length=64)
     config.checkpoint.every = 500
     return config

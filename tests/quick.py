@@ -15,6 +15,7 @@ def get_config(model_family: str = "llama") -> ConfigDict:
     config.data.update(batch_size=8, max_length=48, max_output_length=16)
     config.optimizer.update(learning_rate=1e-2, warmup_steps=2)
     config.evaluation.update(every=0, num_examples=4, max_new_tokens=8, max_input_length=48)
+    config.evaluation.splits = ConfigDict({"validation_human": {"max_new_tokens": 3}})
     config.checkpoint.every = 2
     config.log.every = 1
     return config

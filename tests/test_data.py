@@ -1,9 +1,12 @@
 """Tokenizers and JSON sources."""
 
+import io
 import json
 import pathlib
 
 import pytest
+import sentencepiece
+import tokenizers
 
 from gist_jax.data import sources, tokenization
 from gist_jax.data.prompts import Prompts
@@ -34,6 +37,35 @@ def test_prompt_form_of_an_encoder_decoder():
     assert prompts.output_ids("yes") == [*tokenizer.encode("yes"), tokenizer.eos_id]
     cut = prompts.output_ids("yes " * 20, max_length=5)
     assert len(cut) == 5 and cut[-1] == tokenizer.eos_id
+
+
+def test_a_lone_space_stands_before_the_gist_tokens_of_an_encoder():
+    words = {"<pad>": 0, "</s>": 1, "▁": 2, "Instruction": 3, ":": 4, "say": 5}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "<pad>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = tokenization.from_tokenizers(made, tokenization.SPECIAL_TOKENS)
+    assert Prompts(tokenizer, 2, 0).instruction_ids("say") == [3, 4, 5, 2, 6, 6]
+    assert Prompts(tokenizer, 2, 0).instruction_ids("say say", max_length=5) == [3, 4, 2, 6, 6]
+    assert Prompts(tokenizer, 2).instruction_ids("say") == [3, 4, 5, 6, 6]
+
+
+@pytest.mark.parametrize(("name", "extra"), [("spiece.model", 100), ("own.model", 0)])
+def test_sentencepiece_tokenizers_survive_being_saved(name, extra, tmp_path):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["one two three", "three two one"] * 20),
+        model_writer=model,
+        vocab_size=14,
+        minloglevel=2,
+    )
+    (tmp_path / name).write_bytes(model.getvalue())
+    tokenizer = tokenization.load_tokenizer(tmp_path / name)
+    assert tokenizer.gist_id == 14 + extra
+    tokenizer.save(tmp_path / "copy")
+    again = tokenization.load_tokenizer(tmp_path / "copy")
+    assert again.fingerprint() == tokenizer.fingerprint() and again.gist_id == tokenizer.gist_id
+    unknown = again.encode("one 中 two")
+    assert again.decode(unknown).split() == ["one", "two"]
 
 
 def test_cutting_keeps_gist_tokens():

@@ -187,6 +187,21 @@ def test_shared_cache_is_not_copied_per_row(model):
     assert not [size for size in sizes if size % 97 == 0 and size >= ROWS * heads * 97 * dim]
 
 
+@pytest.mark.parametrize("num_gist_tokens", [1, 5])
+def test_bfloat16(model, num_gist_tokens):
+    """Products that XLA's CPU backend has in some shapes only."""
+    config, params = model
+    half = config, jax.tree.map(lambda x: x.astype("bfloat16"), params)
+    gists = compressed(half, [[5, 6, 7] + [GIST] * num_gist_tokens] * 2, 2)
+    assert gists.memory.cache.keys[0].dtype == "bfloat16"
+    inputs = arrays([[7, 8, 9], [11]], 2, MAX_INPUT)
+    for prefix in (gists, gists[0]):
+        output = run(half, *inputs, prefix)
+        assert ((output >= 0) & (output < config.vocab_size)).all()
+    prompts = arrays([[5, 6, 7, *[GIST] * num_gist_tokens, 7, 8, 9]], 1, 32)
+    assert until_end(run(half, *prompts)[0])[0] == until_end(run(half, *inputs, gists)[0])[0]
+
+
 def test_several_instructions_in_a_row(model):
     """Gist tokens in the middle of a prompt: its spans hide what came before them."""
     prompt = [5, 6, 7, GIST, 8, 9, 10, 11, GIST, 12, 13]

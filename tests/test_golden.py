@@ -18,7 +18,7 @@ from gist_jax.models.model import Tokens
 from gist_jax.models.stack import unstacked
 from gist_jax.training.config import default
 from gist_jax.training.optimizer import make_optimizer
-from gist_jax.training.step import Objective, TrainState, scores, train_step
+from gist_jax.training.step import Objective, TrainState, logits, train_step
 
 CASES = range(3)
 EOS = {"llama": 2, "t5": 1}
@@ -78,7 +78,7 @@ def test_mask(case, condition, golden, golden_model):
 @pytest.mark.parametrize("condition", gist.CONDITIONS)
 def test_logits(case, condition, golden, golden_model):
     config, params = golden_model
-    ours = scores(params, config, Objective(condition, config.vocab_size - 1), case.batch())
+    ours = logits(params, config, Objective(condition, config.vocab_size - 1), case.batch())
     np.testing.assert_allclose(ours, golden[f"{case.name}/{condition}/logits"], rtol=0, atol=2e-4)
 
 

@@ -7,6 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
+import quick
 import tokenizers
 from doors import INPUTS, INSTRUCTIONS, door
 
@@ -14,21 +15,43 @@ import gist_jax
 from gist_jax import compress, evaluate, generate
 from gist_jax.data import instructions
 from gist_jax.data.tokenization import SPECIAL_TOKENS, from_tokenizers, load_tokenizer
+from gist_jax.evaluation import scores
 from gist_jax.evaluation.predict import read_predictions
 from gist_jax.inference.compress import compress as compress_compiled
 from gist_jax.inference.generate import generate as compiled
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.models import family
 from gist_jax.training.metrics import read_metrics
+from gist_jax.training.run import prepare
 
 
 def test_evaluation_of_a_run(workdir):
-    scores = read_metrics(workdir)[-1]
+    last = read_metrics(workdir)[-1]
     for split in ("seen", "unseen", "human"):
         for metric in ("rouge1", "rouge2", "rougeL", "exact_match"):
-            assert 0 <= scores[f"validation_{split}/{metric}"] <= 100
+            assert 0 <= last[f"validation_{split}/{metric}"] <= 100
         assert len(read_predictions(workdir / "predictions" / f"8-validation_{split}.csv")) == 4
     assert any((workdir / "tensorboard").iterdir())
+
+
+def test_lengths_of_a_split(workdir, monkeypatch, capsys):
+    """The config asks for three new tokens at most in the human split, in a run and at the door."""
+    asked = {}
+
+    def predicted(model, examples, *, description, **lengths):
+        asked[description] = lengths["max_new_tokens"]
+        return [{"instruction": "a", "input": "b", "reference": "c", "prediction": "c"}]
+
+    monkeypatch.setattr(scores, "predict", predicted)
+    monkeypatch.setattr(evaluate, "predict", predicted)
+    config = quick.get_config("t5")
+    run = prepare(config, workdir.parent / "lengths")
+    scores.evaluator(run)(run.init(), 1)
+    assert asked == {"validation_seen": 8, "validation_unseen": 8, "validation_human": 3}
+    asked.clear()
+    door(evaluate, monkeypatch, capsys, f"--model={workdir}", "--split=validation_human")
+    door(evaluate, monkeypatch, capsys, f"--model={workdir}", "--split=validation_seen")
+    assert asked == {"validation_seen": 8, "validation_human": 3}
 
 
 def test_cache_equals_whole_prompt(lm):
@@ -121,10 +144,10 @@ def test_doors(workdir, lm, tmp_path, monkeypatch, capsys):
     assert cached == whole == "\n".join(expected) + "\n"
 
     small = ["--num_examples=6", "--max_new_tokens=8", "--split=validation_unseen"]
-    scores = door(evaluate, monkeypatch, capsys, model, *small, f"--output={predictions}")
+    printed = door(evaluate, monkeypatch, capsys, model, *small, f"--output={predictions}")
     assert len(read_predictions(predictions)) == 6
-    assert scores == door(evaluate, monkeypatch, capsys, f"--predictions={predictions}")
-    assert scores.startswith("rouge1 ")
+    assert printed == door(evaluate, monkeypatch, capsys, f"--predictions={predictions}")
+    assert printed.startswith("rouge1 ")
 
 
 def test_a_tokenizer_survives_being_saved(lm, tmp_path):

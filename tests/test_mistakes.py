@@ -190,8 +190,12 @@ def test_mistakes_with_models(tmp_path, workdir, monkeypatch, capsys):
         ("data.source", "", "config.data.source is empty"),
         ("log.wandb", True, "needs the package wandb"),
         ("model.family", "gpt", "config.model.family is 'gpt' but must be one of llama, t5"),
-        ("model.family", "t5", "unknown config field model.initializer_range"),
-        ("evaluation.splits", {"a": {"max_new": 3}}, "splits.a has 'max_new': choose from max_new_"),
+        ("model.family", "t5", "config.model.family is 't5' but the fields of config.model are those"),
+        ("dropout", 0.1, "config.dropout is 0.1, but llama has no dropout"),
+        ("dropout", 1.0, "config.dropout must be in 0 … 1"),
+        ("evaluation.splits", {"a": {"max_new": 3}}, "splits.a must be whole numbers, by max_new_tok"),
+        ("evaluation.splits", {"a": {"max_new_tokens": "3"}}, "splits.a must be whole numbers"),
+        ("evaluation.splits", {"a": 3}, "splits.a must be whole numbers"),
         (
             "evaluation.splits",
             {"a": {"max_new_tokens": 0}},
@@ -215,6 +219,13 @@ def test_mistakes_in_a_config(field, value, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence):
         prepare(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_dropout_and_attention_that_has_none(tmp_path):
+    config = quick.get_config("t5")
+    config.attention = "cudnn"
+    with pytest.raises(ValueError, match="'cudnn', which has no dropout: set config.dropout to 0"):
+        prepare(config, tmp_path)
 
 
 def test_unknown_field_in_a_config_file(tmp_path):

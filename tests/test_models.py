@@ -93,12 +93,14 @@ def test_scanned_layers_equal_separate_ones(tiny, remat):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * float(jnp.abs(b).max()))
 
 
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
-def test_heads(tiny, tied):
+def test_heads(tiny, tied, scaled):
     config = dataclasses.replace(tiny[0], tie_embeddings=tied)
-    scaled = name_of(config) == "t5"
-    if scaled:
-        config = dataclasses.replace(config, scale_outputs=True)
+    if name_of(config) == "t5":
+        config = dataclasses.replace(config, scale_outputs=scaled)
+    elif scaled:
+        pytest.skip("only T5 scales")
     params = family.init(config, jax.random.key(0))
     assert ("head" in params) == (not tied)
     hidden = jax.random.normal(jax.random.key(1), (1, 2, config.hidden_size))
@@ -185,6 +187,8 @@ def test_t5_fields():
     assert not config_of("t5").gated_gelu
     assert config_of("t5", feed_forward_proj="gated-gelu").gated_gelu
     assert config_of("t5").num_decoder_layers == 1
+    assert config_of("t5", decoder_start_token_id=None, pad_token_id=3).decoder_start_token == 3
+    assert config_of("t5", decoder_start_token_id=None, pad_token_id=None).decoder_start_token == 0
 
 
 @pytest.mark.parametrize(
@@ -194,6 +198,8 @@ def test_t5_fields():
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn'"),
         ("llama", {"attention_bias": True}, "config field attention_bias = True"),
         ("t5", {"feed_forward_proj": "gated-silu"}, "feed_forward_proj = 'gated-silu'"),
+        ("t5", {"decoder_start_token_id": 10}, r"decoder_start_token \(10\) is no token"),
+        ("t5", {"decoder_start_token_id": -1}, "decoder_start_token of a model must be at least 0"),
         ("t5", {"num_layers": 0}, "num_layers of a model must be at least 1"),
         ("t5", {"relative_attention_num_buckets": 30}, "must be a multiple of 4"),
     ],

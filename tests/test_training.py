@@ -1,6 +1,5 @@
 """Losses do not depend on the mesh, on accumulation or on packing; a stopped run goes on exactly."""
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -48,7 +47,7 @@ def random_batch(config, rows=8, length=24, seed=0):
     return {**batch, **of_decoder, "targets": targets, "weights": written.astype(np.float32)}
 
 
-def losses_on(tiny, mesh_sizes, accumulate, steps=4):
+def losses_on(tiny, mesh_sizes, accumulate, steps=4, dropout=0.0):
     """Losses of a few steps on a mesh of simulated devices, or on one device without any."""
     config, params = tiny
     recipe = default()
@@ -57,7 +56,7 @@ def losses_on(tiny, mesh_sizes, accumulate, steps=4):
     step = functools.partial(
         train_step,
         config=config,
-        objective=Objective("gist", GIST),
+        objective=Objective("gist", GIST, dropout=dropout),
         optimizer=optimizer,
         accumulate=accumulate,
     )
@@ -292,16 +291,16 @@ def test_bfloat16(tiny, reference, param_dtype, accumulate):
 
 def test_dropout_depends_on_seed_step_and_row_alone():
     """So neither the mesh nor accumulation changes the losses, and a resumed run repeats them."""
-    config = dataclasses.replace(TINY["t5"], dropout_rate=0.2)
+    config = TINY["t5"]
     tiny = config, family.init(config, jax.random.key(7))
-    expected = losses_on(tiny, None, 1)
-    np.testing.assert_allclose(losses_on(tiny, (2, 1, 2), 2), expected, rtol=1e-5)
-    without = losses_on((TINY["t5"], tiny[1]), None, 1)
+    expected = losses_on(tiny, None, 1, dropout=0.2)
+    np.testing.assert_allclose(losses_on(tiny, (2, 1, 2), 2, dropout=0.2), expected, rtol=1e-5)
+    without = losses_on(tiny, None, 1)
     assert all(abs(a - b) > 1e-3 for a, b in zip(expected, without, strict=True))
 
     def loss(seed, step):
         state = TrainState(jnp.int32(step), tiny[1], ())
-        objective = Objective("gist", GIST, seed=seed)
+        objective = Objective("gist", GIST, dropout=0.2, seed=seed)
         settings = dict(config=config, objective=objective, optimizer=optax.set_to_zero())
         return float(train_step(state, random_batch(config), **settings)[1]["loss"])
 
@@ -339,22 +338,30 @@ def test_a_gist_token_is_the_mean_of_the_others(vocab_size, model_family):
     assert after["embedding"].shape[0] == after["head"]["kernel"].shape[1] == 103
 
 
-def test_finetuning_a_checkpoint(tmp_path, model_family):
-    """A Hugging Face checkpoint without gist token: extended, trained, stopped, and gone on with."""
-    (tmp_path / "base").mkdir()
+def finetuning(directory, model_family, count=50):
+    """The config of a run from a Hugging Face checkpoint without gist token, on `count` examples."""
+    (directory / "base").mkdir()
     for file in ("config.json", "model.safetensors"):
-        (tmp_path / "base" / file).write_bytes((GOLDEN / model_family / file).read_bytes())
+        (directory / "base" / file).write_bytes((GOLDEN / model_family / file).read_bytes())
     words = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(100))]
     model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "<pad>")
     made = tokenizers.Tokenizer(model)
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    made.save(str(tmp_path / "base" / "tokenizer.json"))
-    records = [{"instruction": f"w{i}", "input": f"w{i + 1}", "output": f"w{i + 2}"} for i in range(50)]
-    (tmp_path / "train.json").write_text(json.dumps(records))
+    made.save(str(directory / "base" / "tokenizer.json"))
+    records = [
+        {"instruction": f"w{i}", "input": f"w{i + 1}", "output": f"w{i + 2}"} for i in range(count)
+    ]
+    (directory / "train.json").write_text(json.dumps(records))
     config = quick.get_config(model_family)
-    config.pretrained = str(tmp_path / "base")
-    config.data.source = str(tmp_path / "train.json")
+    config.pretrained = str(directory / "base")
+    config.data.source = str(directory / "train.json")
     config.num_steps = 4
+    return config
+
+
+def test_finetuning_a_checkpoint(tmp_path, model_family):
+    """Its vocabulary is extended; it is trained, stopped, and gone on with."""
+    config = finetuning(tmp_path, model_family)
 
     run = prepare(config, tmp_path / "run")
     assert run.model.vocab_size == 104 and run.prompts.tokenizer.gist_id == 103
@@ -366,3 +373,17 @@ def test_finetuning_a_checkpoint(tmp_path, model_family):
     again = loop.train(prepare(config, tmp_path / "run"))
     np.testing.assert_array_equal(again.params["embedding"], state.params["embedding"])
     assert len(gist_jax.load(tmp_path / "run").compress(["w1 w2"])) == 1
+
+
+def test_the_seed_of_a_run_is_that_of_its_dropout(tmp_path):
+    """With one example and given weights nothing else depends on it."""
+    config = finetuning(tmp_path, "t5", count=1)
+    first_losses = {}
+    for dropout in (0.0, 0.3):
+        for seed in (0, 1):
+            config.update_from_flattened_dict({"seed": seed, "dropout": dropout, "num_steps": 1})
+            workdir = tmp_path / f"{seed}-{dropout}"
+            loop.train(prepare(config, workdir))
+            first_losses[dropout, seed] = losses(workdir)[0][1]
+    assert first_losses[0.0, 0] == first_losses[0.0, 1]
+    assert len(set(first_losses.values())) == 3

@@ -6,7 +6,7 @@ import pytest
 
 from gist_jax import gist
 from gist_jax.interop.huggingface import Checkpoint
-from gist_jax.training.step import Objective, scores
+from gist_jax.training.step import Objective, logits
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional: pip install 'gist_jax[torch]'")
 import transformers  # noqa: E402
@@ -53,7 +53,7 @@ def test_t5(version, untied, condition, tmp_path):
     batch = {"tokens": tokens, "segment": segment}
     batch |= {"decoder_tokens": written, "decoder_segment": np.ones_like(written)}
     batch = {name: jnp.asarray(x, jnp.int32) for name, x in batch.items()}
-    ours = scores(checkpoint.read(), checkpoint.config, Objective(condition, GIST), batch)
+    ours = logits(checkpoint.read(), checkpoint.config, Objective(condition, GIST), batch)
 
     layout = gist.layout_of(batch["tokens"], GIST, batch["segment"])
     mask = np.array(gist.attention_mask(layout, condition, bidirectional=True))

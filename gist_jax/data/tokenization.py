@@ -58,21 +58,21 @@ class _SentencePieceBackend:
     """A SentencePiece .model file."""
 
     def __init__(self, path: pathlib.Path):
-        self.path = path
+        self.path, self.is_t5 = path, path.name == T5_FILE
         self.processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
 
     def encode(self, text):
         return self.processor.encode(text)
 
     def decode(self, ids):
-        size = self.processor.get_piece_size()
-        return self.processor.decode([i for i in ids if i < size])
+        size, unknown = self.processor.get_piece_size(), self.processor.unk_id()
+        return self.processor.decode([i for i in ids if i < size and i != unknown])
 
     def serialized(self):
         return self.processor.serialized_model_proto()
 
     def save(self, directory):
-        target = directory / self.path.name
+        target = directory / (T5_FILE if self.is_t5 else "tokenizer.model")
         if target.resolve() != self.path.resolve():
             shutil.copyfile(self.path, target)
 
@@ -121,7 +121,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        names = ("tokenizer.json", "tokenizer.model", T5_FILE)
+        names = (T5_FILE, "tokenizer.json", "tokenizer.model")
         found = [path / name for name in names if (path / name).exists()]
         if not found:
             return _load_converted(path)
@@ -138,7 +138,7 @@ def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
     backend = _SentencePieceBackend(path)
     pieces = backend.processor
     size = pieces.get_piece_size()
-    if path.name == T5_FILE:
+    if backend.is_t5:
         size += T5_EXTRA_IDS
     if pieces.eos_id() < 0:
         raise UserError(f"the tokenizer {path} has no end-of-sequence token")

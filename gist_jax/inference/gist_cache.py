@@ -15,7 +15,7 @@ from gist_jax.files import whole_file
 from gist_jax.gist import Layout
 from gist_jax.models.cache import KVCache, Memory
 
-FORMAT = "gist_jax/1"
+FORMAT = "gist_jax/2"
 
 
 @jax.tree_util.register_dataclass

@@ -27,7 +27,9 @@ def model_fingerprint(params: Params, config: ModelConfig, tokenizer: Tokenizer)
     Parameters are rounded to bfloat16 first, so that a model keeps its fingerprint in every dtype.
     """
 
-    digest = hashlib.sha256(f"{config} {tokenizer.fingerprint()}".encode())
+    fields = dataclasses.asdict(config)
+    shape = {name: fields[name] for name in fields if not name.startswith("initializer")}
+    digest = hashlib.sha256(f"{shape} {tokenizer.fingerprint()}".encode())
     digest.update(np.asarray(_checksums(jax.tree.leaves(params))).tobytes())
     return digest.hexdigest()[:16]
 

@@ -32,6 +32,8 @@ def read_config(fields: dict[str, Any], names: Collection[str]) -> T5Config:
         raise UserError(f"config field feed_forward_proj = {form!r} is not supported")
     tied = fields.get("tie_word_embeddings", True)
     scaled = fields.get("scale_decoder_outputs")
+    start = fields.get("decoder_start_token_id")
+    start = fields.get("pad_token_id") if start is None else start
     return T5Config(
         vocab_size=fields["vocab_size"],
         hidden_size=fields["d_model"],
@@ -40,14 +42,13 @@ def read_config(fields: dict[str, Any], names: Collection[str]) -> T5Config:
         num_decoder_layers=fields.get("num_decoder_layers") or fields["num_layers"],
         num_heads=fields["num_heads"],
         head_dim=fields["d_kv"],
-        decoder_start_token=fields.get("decoder_start_token_id", fields.get("pad_token_id", 0)),
+        decoder_start_token=0 if start is None else start,
         gated_gelu=FEED_FORWARD[form],
         tie_embeddings=tied if scaled is None else HEAD not in names,
         scale_outputs=tied if scaled is None else scaled,
         num_buckets=fields.get("relative_attention_num_buckets", 32),
         max_distance=fields.get("relative_attention_max_distance", 128),
         norm_eps=fields.get("layer_norm_epsilon", 1e-6),
-        dropout_rate=fields.get("dropout_rate", 0.1),
         initializer_factor=fields.get("initializer_factor", 1.0),
     )
 

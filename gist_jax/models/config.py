@@ -6,14 +6,15 @@ from typing import ClassVar
 
 
 class _Checked:
-    """Refuses sizes below 1 and constants that are not positive numbers."""
+    """Refuses sizes that are too small and constants that are not positive numbers."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and field.name != "decoder_start_token" and value < 1:
-                raise ValueError(f"{field.name} of a model must be at least 1, but is {value}")
-            if field.type is float and field.name != "dropout_rate" and not 0 < value < math.inf:
+            least = field.metadata.get("least", 1)
+            if field.type is int and value < least:
+                raise ValueError(f"{field.name} of a model must be at least {least}, but is {value}")
+            if field.type is float and not 0 < value < math.inf:
                 raise ValueError(f"{field.name} of a model must be above 0, but is {value}")
 
 
@@ -38,7 +39,7 @@ class LlamaConfig(_Checked):
     decoder_start_token: ClassVar[int | None] = None
     bidirectional: ClassVar[bool] = False  # whether the tokens of a prompt see later ones
     relative_positions: ClassVar[bool] = False  # whether only distances between tokens are computed
-    dropout_rate: ClassVar[float] = 0.0
+    has_dropout: ClassVar[bool] = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,24 +64,25 @@ class T5Config(_Checked):
     num_decoder_layers: int
     num_heads: int  # (N)
     head_dim: int  # (H)
-    decoder_start_token: int = 0  # what the decoder reads in place of a token before the first
+    # What the decoder reads in place of a token before the first.
+    decoder_start_token: int = dataclasses.field(default=0, metadata={"least": 0})
     gated_gelu: bool = False  # otherwise ReLU
     tie_embeddings: bool = True
     scale_outputs: bool = True  # by 1/sqrt(D) before the head
     num_buckets: int = 32  # of relative positions
     max_distance: int = 128  # from which on all relative positions share a bucket
     norm_eps: float = 1e-6
-    dropout_rate: float = 0.0
     initializer_factor: float = 1.0
 
     bidirectional: ClassVar[bool] = True
+    has_dropout: ClassVar[bool] = True
     relative_positions: ClassVar[bool] = True
     max_positions: ClassVar[float] = math.inf  # distances have no limit
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate must be in 0 … 1, but is {self.dropout_rate}")
+        if self.decoder_start_token >= self.vocab_size:
+            raise ValueError(f"decoder_start_token ({self.decoder_start_token}) is no token")
         if self.num_buckets % 4 or self.max_distance <= self.num_buckets // 2:
             raise ValueError(
                 f"num_buckets ({self.num_buckets}) must be a multiple of 4, and max_distance "

@@ -115,8 +115,8 @@ def attend(
       k, v: keys and values `[B, S, K, H]`.
       bias: `[B or 1, 1 or N, T, S]`.
       scale: of the scores; `H**-0.5` by default.
-      implementation: of `jax.nn.dot_product_attention`: None, "xla" or "cudnn". Dropout of the
-        attention weights needs the first two.
+      implementation: of `jax.nn.dot_product_attention`: None, "xla" or "cudnn". It has no dropout.
+      dropout: of the attention weights.
 
     Returns:
       `[B, T, N, H]` in the dtype of q.
@@ -170,7 +170,7 @@ def attend_cached(
     scores = []
     for keys, _ in blocks:
         keys, b = rows(keys)
-        scores.append(jnp.einsum(f"btkgh,{b}ksh->bkgts", q, keys, preferred_element_type=jnp.float32))
+        scores.append(_product(f"btkgh,{b}ksh->bkgts", q, keys))
     # [B, 1 or N, T, S] -> [B, 1 or K, 1 or G, T, S]
     heads = (1, 1) if bias.shape[1] == 1 else q.shape[2:4]
     bias = bias.reshape(bias.shape[0], *heads, *bias.shape[2:])
@@ -183,9 +183,23 @@ def attend_cached(
     for (_, values), size in zip(blocks, sizes, strict=True):
         values, b = rows(values)
         part = weights[..., start : start + size].astype(values.dtype)
-        out += jnp.einsum(f"bkgts,{b}ksh->btkgh", part, values, preferred_element_type=jnp.float32)
+        out += _product(f"bkgts,{b}ksh->btkgh", part, values)
         start += size
     return out.astype(q.dtype).reshape(batch, length, num_heads, head_dim)
+
+
+def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """An einsum accumulated in float32."""
+
+    def accumulated(a, b):
+        return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+    def widened(a, b):  # XLA's CPU backend has no such product of bfloat16 for every shape
+        return accumulated(a.astype(jnp.float32), b.astype(jnp.float32))
+
+    if a.dtype == jnp.float32:
+        return accumulated(a, b)
+    return jax.lax.platform_dependent(a, b, cpu=widened, default=accumulated)
 
 
 def attend_past(
@@ -196,7 +210,10 @@ def attend_past(
     before: Sequence[KeyValue] = (),
     past: KeyValue | None = None,
     slot: int | jax.Array | None = None,
-    **options,
+    *,
+    scale: float | None = None,
+    implementation: str | None = None,
+    dropout: Dropout | None = None,
 ) -> tuple[jax.Array, KeyValue]:
     """Attention of new tokens to those before them and to one another.
 
@@ -205,7 +222,8 @@ def attend_past(
       bias: `[B or 1, 1 or N, T, S]`, over `before`, then `past` or else the new tokens.
       before: read-only blocks of keys and values, `[B or 1, K, S, H]`.
       past: a cache `[B, K, S, H]` into which the new keys and values are written, from `slot` on.
-      options: of `attend`.
+      scale, dropout: of `attend`.
+      implementation: of `attend`, for whole sequences: those without `before` and `past`.
 
     Returns:
       `[B, T, N, H]`, and the keys and values, heads first: the grown cache, or those of the new
@@ -215,9 +233,9 @@ def attend_past(
     if past is not None:
         new = write(past[0], new[0], slot), write(past[1], new[1], slot)
     elif not before:
+        options = dict(scale=scale, implementation=implementation, dropout=dropout)
         return attend(q, k, v, bias, **options), new
-    options.pop("implementation", None)
-    return attend_cached(q, [*before, new], bias, **options), new
+    return attend_cached(q, [*before, new], bias, scale=scale, dropout=dropout), new
 
 
 def _check_bias(bias: jax.Array, num_queries: int, num_keys: int) -> None:

@@ -86,7 +86,7 @@ class Llama(nnx.Module):
             return block(x, angles, read.bias, implementation=implementation)[0]
 
         x = embed(self.embedding, read.ids, dtype)
-        return self.norm(scan_layers(self.layers, apply, x, count=self.config.num_layers, remat=remat))
+        return self.norm(scan_layers(self.layers, apply, x, remat=remat))
 
     def read(self, tokens: Tokens, before: Memory | None = None) -> tuple[jax.Array, Memory]:
         hidden, cache = self._run(tokens, () if before is None else (before.cache,))

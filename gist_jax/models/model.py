@@ -32,7 +32,7 @@ class Begun(NamedTuple):
     hidden: jax.Array  # [B, 1, D], which predicts the first token of the output
     cache: KVCache  # of the written tokens: [B, K, slots, H]
     slot: int  # of the first output token, in that cache
-    position: jax.Array  # int [B, 1], of the first output token
+    position: jax.Array  # int [B, 1], of the first output token; [1, 1] for all rows
 
 
 class Model(Protocol):
@@ -55,11 +55,11 @@ class Model(Protocol):
 
         Args:
           written: for an encoder-decoder, whose hidden states are those of its decoder. Its bias is
-            over what is read, followed by what is written. A decoder-only model has none.
+            over what is read, followed by what is written. A decoder-only model takes none.
           dtype: of the computation; that of the parameters by default.
           remat: name in `stack.REMAT_POLICIES`.
           implementation: of attention, see `layers.attend`.
-          dropout: for models that have it.
+          dropout: for models that have it; others do not take it.
         """
         ...
 

@@ -35,7 +35,6 @@ def scan_layers(
     apply: Callable[[nnx.Module, jax.Array, Dropout | None], jax.Array],
     x: jax.Array,
     *,
-    count: int,
     remat: str,
     dropout: Dropout | None = None,
 ) -> jax.Array:
@@ -55,7 +54,7 @@ def scan_layers(
     policy = REMAT_POLICIES[remat]
     if policy is not None:
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-    keys = None if dropout is None else dropout.layer_keys(count)
+    keys = None if dropout is None else dropout.layer_keys(jax.tree.leaves(stacked)[0].shape[0])
     return jax.lax.scan(body, x, (stacked, keys))[0]
 
 

@@ -158,11 +158,12 @@ class Stack(nnx.Module):
         distance = keys[:, None, :] - queries[:, :, None]
         config = self.config
         buckets = relative_bucket(distance, config.num_buckets, config.max_distance, self.bidirectional)
+        weights = self.relative_bias.astype(bias.dtype)
+        if len(buckets) > 1:  # in inference, with positions of every row
+            return bias + jnp.moveaxis(weights[buckets], 3, 1)
         # As a product, whose gradient is one too: that of a look-up would be a scatter.
         chosen = jax.nn.one_hot(buckets, config.num_buckets, dtype=bias.dtype)
-        weights = self.relative_bias.astype(bias.dtype)
-        relative = jnp.einsum("btsk,kn->bnts", chosen, weights, precision=jax.lax.Precision.HIGHEST)
-        return bias + relative
+        return bias + jnp.einsum("btsk,kn->bnts", chosen, weights, precision=jax.lax.Precision.HIGHEST)
 
 
 class T5(nnx.Module):
@@ -197,7 +198,7 @@ class T5(nnx.Module):
             return block.feed(x, dropout)
 
         x = drop(embed(self.embedding, read.ids, dtype))
-        x = scan_layers(self.encoder.layers, encode, x, count=self.encoder.num_layers, **options)
+        x = scan_layers(self.encoder.layers, encode, x, **options)
         states = drop(self.encoder.norm(x))
 
         cross_bias, own_bias = written.bias[..., :length], written.bias[..., length:]
@@ -209,7 +210,7 @@ class T5(nnx.Module):
             return block.feed(x, dropout)
 
         x = drop(embed(self.embedding, written.ids, dtype))
-        x = scan_layers(self.decoder.layers, decode, x, count=self.decoder.num_layers, **options)
+        x = scan_layers(self.decoder.layers, decode, x, **options)
         return drop(self.decoder.norm(x))
 
     def read(self, tokens: Tokens, before: Memory | None = None) -> tuple[jax.Array, Memory]:
@@ -244,20 +245,18 @@ class T5(nnx.Module):
         slots = bias.shape[-1] - sum(cache.num_slots for cache in context)
         shape = rows, config.num_heads, slots, config.head_dim
         cache = empty(config.num_decoder_layers, shape, hidden.dtype)
-        start = Tokens(
-            jnp.full_like(position, config.decoder_start_token), jnp.zeros_like(position), bias
-        )
-        hidden, cache = self.write(start, context, cache, 0)
-        return Begun(hidden, cache, 1, jnp.ones_like(position))
+        ids = jnp.full((rows, 1), config.decoder_start_token)
+        first = jnp.zeros((1, 1), jnp.int32)  # the decoder's positions are the same in all rows
+        hidden, cache = self.write(Tokens(ids, first, bias), context, cache, 0)
+        return Begun(hidden, cache, 1, first + 1)
 
     def write(
         self, tokens: Tokens, context: Sequence[KVCache], cache: KVCache, slot: int | jax.Array
     ) -> tuple[jax.Array, KVCache]:
         seen = sum(block.num_slots for block in context)
         cross_bias, own_bias = tokens.bias[..., :seen], tokens.bias[..., seen:]
-        # In the decoder slots are positions, in every row.
-        queries = slot + jnp.arange(tokens.positions.shape[1])[None]
-        own_bias = self.decoder.with_positions(own_bias, queries, jnp.arange(cache.num_slots)[None])
+        slots = jnp.arange(cache.num_slots)[None]  # in the decoder, slots are positions
+        own_bias = self.decoder.with_positions(own_bias, tokens.positions, slots)
         x = embed(self.embedding, tokens.ids)
         key_values: list[KeyValue] = []
         for i, block in enumerate(self.decoder.layers):

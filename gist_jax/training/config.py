@@ -45,7 +45,6 @@ _MODELS = {
         "gated_gelu": True,
         "num_buckets": 32,
         "max_distance": 128,
-        "dropout_rate": 0.1,
         "initializer_factor": 1.0,
     },
 }
@@ -70,6 +69,7 @@ def default(model_family: str = "llama") -> ConfigDict:
             "dtype": "bfloat16",  # of the computation: bfloat16 or float32
             "param_dtype": "float32",  # of the parameters and the optimizer state
             "attention": "xla",  # xla, or cudnn on an NVIDIA GPU
+            "dropout": 0.1 if model_family == "t5" else 0.0,  # rate; LLaMA has none
             "remat": "none",  # none, dots or full: what is recomputed in the backward pass
             "data": {
                 # "instructions" (the embedded corpus), a directory with train.json and
@@ -122,10 +122,15 @@ def evaluation_lengths(evaluation: Mapping[str, Any], split: str) -> dict[str, i
 
 def validate(config: ConfigDict) -> None:
     """Raises ValueError, in one sentence, for a value that no run can use."""
-    name = config.get("model", {}).get("family", "llama")
-    if name not in FAMILIES:
-        raise UserError(f"config.model.family is {name!r} but must be one of {', '.join(FAMILIES)}")
-    _reject_unknown(config, default(name), "")
+    family = config.get("model", {}).get("family", "llama")
+    if family not in FAMILIES:
+        raise UserError(f"config.model.family is {family!r} but must be one of {', '.join(FAMILIES)}")
+    if any(set(config.model) == set(default(f).model) for f in FAMILIES if f != family):
+        raise UserError(
+            f"config.model.family is {family!r} but the fields of config.model are those of another "
+            f"family: let the config file begin with default({family!r})"
+        )
+    _reject_unknown(config, default(family), "")
     one_of = {
         "condition": CONDITIONS,
         "dtype": ("bfloat16", "float32"),
@@ -145,10 +150,10 @@ def validate(config: ConfigDict) -> None:
     )
     reading, writing = ["data.max_length", "evaluation.max_input_length"], ["evaluation.max_new_tokens"]
     for split, lengths in config.evaluation.splits.items():
-        for name in lengths:
-            if name not in LENGTHS:
+        for name in lengths if isinstance(lengths, ConfigDict) else [lengths]:
+            if name not in LENGTHS or type(lengths[name]) is not int:
                 raise UserError(
-                    f"config.evaluation.splits.{split} has {name!r}: choose from {', '.join(LENGTHS)}"
+                    f"config.evaluation.splits.{split} must be whole numbers, by {' or '.join(LENGTHS)}"
                 )
             of = writing if name == "max_new_tokens" else reading
             of.append(f"evaluation.splits.{split}.{name}")
@@ -162,9 +167,13 @@ def validate(config: ConfigDict) -> None:
     for name in ("optimizer.warmup_steps", "optimizer.weight_decay", "evaluation.every", "seed"):
         if not 0 <= _field(config, name) < 2**31:
             raise UserError(f"config.{name} must not be negative, but is {_field(config, name)}")
-    for name in ("optimizer.b1", "optimizer.b2"):
+    for name in ("optimizer.b1", "optimizer.b2", "dropout"):
         if not 0 <= _field(config, name) < 1:
             raise UserError(f"config.{name} must be in 0 … 1, but is {_field(config, name)}")
+    if config.dropout > 0 and not FAMILIES[family].has_dropout:
+        raise UserError(f"config.dropout is {config.dropout}, but {family} has no dropout")
+    if config.dropout > 0 and config.attention == "cudnn":
+        raise UserError("config.attention is 'cudnn', which has no dropout: set config.dropout to 0")
     if config.attention == "cudnn" and jax.default_backend() != "gpu":
         raise UserError(f"config.attention is 'cudnn', but the device is a {jax.default_backend()}")
     for name in reading:

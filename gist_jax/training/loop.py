@@ -60,6 +60,7 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
         dtype=config.dtype,
         remat=config.remat,
         attention=config.attention,
+        dropout=config.dropout,
         seed=config.seed,
     )
     step_fn = jax.jit(

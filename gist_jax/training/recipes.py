@@ -17,6 +17,7 @@ def flan_t5(checkpoint: str) -> ConfigDict:
     config.model.update(head_dim=64, gated_gelu=True, tie_embeddings=False, scale_outputs=False)
     config.data.update(source="", batch_size=16, max_length=128, max_output_length=256)
     config.optimizer.update(learning_rate=5e-5, schedule="constant", warmup_steps=0)
+    config.dropout = 0.1
     config.mesh.update(data=1, fsdp=-1)
     config.evaluation.update(max_input_length=128, max_new_tokens=256)
     config.evaluation.splits = ConfigDict(

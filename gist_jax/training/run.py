@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
@@ -73,10 +74,12 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
     rows_on = sharding.batch_sharding(mesh, config.data.batch_size, config.optimizer.accumulate)
     workdir = pathlib.Path(workdir)
     goes_on = _check_same_run(config, workdir)
-    pretrained = find(config.pretrained) if config.pretrained else None
-    checkpoint = Checkpoint(pretrained) if pretrained else None
     splits = load_splits(config.data.source)
     _check_splits(config, splits)
+    for name in set(config.evaluation.splits) - set(splits):
+        logging.warning("config.evaluation.splits.%s is for a split that the data does not have", name)
+    pretrained = find(config.pretrained) if config.pretrained else None
+    checkpoint = Checkpoint(pretrained) if pretrained else None
     tokenizer = (
         load_tokenizer(workdir / files.TOKENIZER) if goes_on else _tokenizer(config, splits, pretrained)
     )

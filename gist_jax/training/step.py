@@ -30,10 +30,11 @@ class Objective(NamedTuple):
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "xla"
+    dropout: float = 0.0  # rate, for models that have it
     seed: int = 0  # of dropout
 
 
-def scores(
+def logits(
     params: Params, config: ModelConfig, objective: Objective, batch: dict[str, jax.Array]
 ) -> jax.Array:
     """Scores of every token that is to be predicted, float32 `[B, S, V]`.
@@ -42,7 +43,7 @@ def scores(
       params: with stacked layers.
       batch: tokens and segment, int `[B, T]`. Where the outputs are a sequence of their own,
         decoder_tokens and decoder_segment, int `[B, S]`, are what their decoder reads; otherwise S is
-        T. Optionally dropout, random keys `[B]`.
+        T. Optionally dropout_keys, random keys `[B]`.
     """
     dtype = jnp.dtype(objective.dtype)
 
@@ -59,8 +60,8 @@ def scores(
         written = gist.following(layout, batch["decoder_segment"])
         sequences.append(tokens("decoder_tokens", written, before=layout))
     options = {}
-    if "dropout" in batch:
-        options["dropout"] = Dropout(config.dropout_rate, batch["dropout"])
+    if "dropout_keys" in batch:
+        options["dropout"] = Dropout(objective.dropout, batch["dropout_keys"])
     model = merge(params, config)
     hidden = model.forward(
         *sequences,
@@ -78,10 +79,10 @@ def summed_loss(
     """Sum over tokens of weight × cross-entropy, float32 scalar.
 
     Args:
-      batch: that of `scores`, and targets, int, and weights, float32, `[B, S]`. Where a weight is 0 the
+      batch: that of `logits`, and targets, int, and weights, float32, `[B, S]`. Where a weight is 0 the
         target does not matter.
     """
-    predicted = scores(params, config, objective, batch)
+    predicted = logits(params, config, objective, batch)
     losses = optax.softmax_cross_entropy_with_integer_labels(predicted, batch["targets"])
     return jnp.sum(losses * batch["weights"])
 
@@ -105,9 +106,9 @@ def train_step(
     Returns:
       The new state, and float32 scalars: loss, grad_norm (before clipping), tokens (not padding).
     """
-    if config.dropout_rate > 0:
+    if objective.dropout > 0:
         of_step = jax.random.fold_in(jax.random.key(objective.seed), state.step)
-        batch = {**batch, "dropout": jax.random.split(of_step, batch["tokens"].shape[0])}
+        batch = {**batch, "dropout_keys": jax.random.split(of_step, batch["tokens"].shape[0])}
     gradient = jax.value_and_grad(summed_loss)
     if accumulate == 1:
         loss, grads = gradient(state.params, config, objective, batch)
