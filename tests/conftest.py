@@ -71,7 +71,7 @@ def golden(model_family):
 def golden_model(model_family):
     """Configuration and stacked parameters."""
     checkpoint = Checkpoint(TESTS / "golden" / model_family)
-    return checkpoint.config, jax.tree.map(jax.numpy.asarray, checkpoint.read())
+    return checkpoint.config, checkpoint.load("float32")
 
 
 @pytest.fixture(scope="session")

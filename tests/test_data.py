@@ -7,6 +7,7 @@ import pathlib
 import pytest
 import sentencepiece
 import tokenizers
+import transformers
 
 from gist_jax.data import sources, tokenization
 from gist_jax.data.prompts import Prompts
@@ -49,13 +50,16 @@ def test_a_lone_space_stands_before_the_gist_tokens_of_an_encoder():
     assert Prompts(tokenizer, 2).instruction_ids("say") == [3, 4, 5, 6, 6]
 
 
-@pytest.mark.parametrize(("name", "extra"), [("spiece.model", 100), ("own.model", 0)])
-def test_sentencepiece_tokenizers_survive_being_saved(name, extra, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "kind", "extra"), [("spiece.model", "unigram", 100), ("own.model", "bpe", 0)]
+)
+def test_sentencepiece_tokenizers_survive_being_saved(name, kind, extra, tmp_path):
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["one two three", "three two one"] * 20),
         model_writer=model,
         vocab_size=14,
+        model_type=kind,
         minloglevel=2,
     )
     (tmp_path / name).write_bytes(model.getvalue())
@@ -64,6 +68,9 @@ def test_sentencepiece_tokenizers_survive_being_saved(name, extra, tmp_path):
     tokenizer.save(tmp_path / "copy")
     again = tokenization.load_tokenizer(tmp_path / "copy")
     assert again.fingerprint() == tokenizer.fingerprint() and again.gist_id == tokenizer.gist_id
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "copy")
+    assert theirs.convert_tokens_to_ids("<GIST>") == tokenizer.gist_id
+    assert theirs("one three", add_special_tokens=False).input_ids == tokenizer.encode("one three")
     unknown = again.encode("one 中 two")
     assert again.decode(unknown).split() == ["one", "two"]
 
@@ -164,14 +171,11 @@ def test_bad_tokenizer_files(name, tmp_path):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the published texts and tokenizers cannot be shipped")
 def test_published_token_ids():
-    """All ids of LLaMA, and of T5 those of all but one example, whose question marks lose the white
-    space before them in the published ids.
-    """
+    """Of all prompts and outputs, cut to the published lengths for T5."""
     llama = tokenization.load_tokenizer(SHARED / "tokenizers" / "llama" / "tokenizer.model")
     t5 = tokenization.load_tokenizer(SHARED / "tokenizers" / "t5" / "spiece.model")
     golden = json.loads((SHARED / "golden" / "tokens.json").read_text())
     assert (llama.gist_id, t5.gist_id) == (golden["llama_gist_id"], golden["t5_gist_id"])
-    different = set()
     for name, cases in golden["splits"].items():
         split, k = name.split("/k=")
         examples = sources.read_examples(SHARED / "data" / "alpaca_plus" / f"{split}.json")
@@ -184,6 +188,4 @@ def test_published_token_ids():
             assert prompts.output_ids(example["output"]) == case["llama_completion"]
             prompts = Prompts(t5, int(k), 0)
             assert prompts.output_ids(example["output"], max_out) == case["t5_labels"]
-            if prompts.prompt_ids(*texts, max_in) != case["t5_input_ids"]:
-                different.add((split, case["index"]))
-    assert different == {("validation_human", 15)}
+            assert prompts.prompt_ids(*texts, max_in) == case["t5_input_ids"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gist_jax import gist
-from gist_jax.interop.huggingface import FORMATS, read_config
+from gist_jax.interop.huggingface import read_config
 from gist_jax.models import family
 from gist_jax.models.cache import empty
 from gist_jax.models.family import merge, name_of
@@ -93,20 +93,20 @@ def test_scanned_layers_equal_separate_ones(tiny, remat):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * float(jnp.abs(b).max()))
 
 
-@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
-def test_heads(tiny, tied, scaled):
+def test_heads(tiny, tied):
     config = dataclasses.replace(tiny[0], tie_embeddings=tied)
+    configs = {1.0: config}
     if name_of(config) == "t5":
-        config = dataclasses.replace(config, scale_outputs=scaled)
-    elif scaled:
-        pytest.skip("only T5 scales")
-    params = family.init(config, jax.random.key(0))
-    assert ("head" in params) == (not tied)
+        scale = config.hidden_size**-0.5
+        configs = {1.0: config, scale: dataclasses.replace(config, scale_outputs=True)}
     hidden = jax.random.normal(jax.random.key(1), (1, 2, config.hidden_size))
-    kernel = params["embedding"].T if tied else params["head"]["kernel"]
-    expected = hidden @ kernel * (config.hidden_size**-0.5 if scaled else 1)
-    np.testing.assert_allclose(merge(params, config).logits(hidden), expected, atol=1e-5)
+    for scale, config in configs.items():
+        params = family.init(config, jax.random.key(0))
+        assert ("head" in params) == (not tied)
+        kernel = params["embedding"].T if tied else params["head"]["kernel"]
+        expected = scale * hidden @ kernel
+        np.testing.assert_allclose(merge(params, config).logits(hidden), expected, atol=1e-5)
 
 
 def test_computation_in_bfloat16_with_float32_parameters(tiny):
@@ -162,7 +162,7 @@ FIELDS = {
 
 
 def config_of(kind, names=(), **fields):
-    return read_config(FORMATS[kind], FIELDS[kind] | fields, names)
+    return read_config(FIELDS[kind] | fields, names)
 
 
 def test_llama_fields():
@@ -194,7 +194,10 @@ def test_t5_fields():
 @pytest.mark.parametrize(
     ("kind", "fields", "sentence"),
     [
-        ("llama", {"rope_scaling": {"rope_type": "linear"}}, "config field rope_scaling"),
+        ("llama", {"rope_scaling": {"rope_type": "linear"}}, "has no field 'factor'"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2, "x": 1}}, "x = 1 of rope_type"),
+        ("llama", {"quantize": "int4"}, "config field quantize = 'int4' is not known"),
+        ("llama", {"model_type": "gpt2"}, "model_type 'gpt2' is not supported, only llama, mis"),
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn'"),
         ("llama", {"attention_bias": True}, "config field attention_bias = True"),
         ("t5", {"feed_forward_proj": "gated-silu"}, "feed_forward_proj = 'gated-silu'"),

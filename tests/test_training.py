@@ -15,14 +15,14 @@ from conftest import TINY
 
 import gist_jax
 from gist_jax.interop import workdir as files
-from gist_jax.interop.huggingface import Checkpoint
+from gist_jax.interop.huggingface import with_gist_token
 from gist_jax.models import family
 from gist_jax.models.dropout import Dropout
 from gist_jax.training import loop, sharding
 from gist_jax.training.config import default
 from gist_jax.training.metrics import read_metrics
 from gist_jax.training.optimizer import make_optimizer, make_schedule
-from gist_jax.training.run import prepare, with_gist_token
+from gist_jax.training.run import prepare
 from gist_jax.training.step import Objective, TrainState, summed_loss, train_step
 
 GIST = 40
@@ -322,20 +322,24 @@ def test_dropout_keeps_the_mean():
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
-@pytest.mark.parametrize("vocab_size", [101, 103])
-def test_a_gist_token_is_the_mean_of_the_others(vocab_size, model_family):
+@pytest.mark.parametrize("stored", [101, 103])
+def test_a_gist_token_is_the_mean_of_the_others(stored, golden_model):
     """Rows are added where there are too few, and padding does not count."""
-    params = Checkpoint(GOLDEN / model_family).read()
+    _, params = golden_model
     gist_id = 101
-    before = {"embedding": params["embedding"][:vocab_size]}
-    before["head"] = {"kernel": params["head"]["kernel"][:, :vocab_size]}
-    after = with_gist_token(before, gist_id, 103)
+    room = jnp.arange(103) < stored
+    before = {
+        "embedding": jnp.where(room[:, None], params["embedding"], 0),
+        "head": {"kernel": jnp.where(room, params["head"]["kernel"], 0)},
+    }
     rows = before["embedding"][:gist_id]
-    np.testing.assert_allclose(after["embedding"][gist_id], rows.mean(axis=0), atol=1e-6)
     column = before["head"]["kernel"][:, :gist_id].mean(axis=1)
-    np.testing.assert_allclose(after["head"]["kernel"][:, gist_id], column, atol=1e-6)
-    np.testing.assert_array_equal(after["embedding"][:gist_id], rows)
-    assert after["embedding"].shape[0] == after["head"]["kernel"].shape[1] == 103
+    kept = np.array(rows)
+    after = with_gist_token(before, gist_id=gist_id, stored=stored)
+    for added in (gist_id, *range(stored, 103)):
+        np.testing.assert_allclose(after["embedding"][added], kept.mean(axis=0), atol=1e-6)
+        np.testing.assert_allclose(after["head"]["kernel"][:, added], column, atol=1e-6)
+    np.testing.assert_array_equal(after["embedding"][:gist_id], kept)
 
 
 def finetuning(directory, model_family, count=50):

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from gist_jax import gist
+from gist_jax.data.tokenization import train_bpe
+from gist_jax.interop.export import export
 from gist_jax.interop.huggingface import Checkpoint
 from gist_jax.training.step import Objective, logits
 
@@ -41,8 +43,8 @@ def test_t5(version, untied, condition, tmp_path):
     Prompts are ragged, and longer than the distance from which on relative positions are all alike.
     """
     model = random_t5(version, untied)
-    model.save_pretrained(tmp_path)
-    checkpoint = Checkpoint(tmp_path)
+    model.save_pretrained(tmp_path / "theirs")
+    checkpoint = Checkpoint(tmp_path / "theirs")
     assert checkpoint.config.tie_embeddings == (not untied)
     assert checkpoint.config.scale_outputs == (version == "v1.0")
 
@@ -53,7 +55,8 @@ def test_t5(version, untied, condition, tmp_path):
     batch = {"tokens": tokens, "segment": segment}
     batch |= {"decoder_tokens": written, "decoder_segment": np.ones_like(written)}
     batch = {name: jnp.asarray(x, jnp.int32) for name, x in batch.items()}
-    ours = logits(checkpoint.read(), checkpoint.config, Objective(condition, GIST), batch)
+    params = checkpoint.load("float32")
+    ours = logits(params, checkpoint.config, Objective(condition, GIST), batch)
 
     layout = gist.layout_of(batch["tokens"], GIST, batch["segment"])
     mask = np.array(gist.attention_mask(layout, condition, bidirectional=True))
@@ -68,3 +71,77 @@ def test_t5(version, untied, condition, tmp_path):
             decoder_input_ids=torch.from_numpy(written),
         ).logits
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-4)
+    if condition == "gist":
+        assert_exports(params, checkpoint, model, tmp_path / "ours")
+
+
+SMALL = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+SMALL |= dict(num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3)
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 32, "rope_theta": 100.0}
+DECODERS = {
+    "llama": ("Llama", {}),
+    "llama, tied": ("Llama", {"tie_word_embeddings": True}),
+    "llama3": ("Llama", {"rope_parameters": LLAMA3}),
+    "linear": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+    ),
+    "dynamic": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+    ),
+    "mistral": ("Mistral", {"sliding_window": 64}),
+    "qwen2": ("Qwen2", {"head_dim": 8}),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+}
+
+
+def random_decoder(name: str):
+    torch.manual_seed(1)
+    kind, fields = DECODERS[name]
+    config = getattr(transformers, f"{kind}Config")(**SMALL, **fields)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name_, weight in model.named_parameters():
+            if "norm" in name_ or "bias" in name_:  # all ones, or all zeros, in a new model
+                weight.copy_(weight + 0.2 * torch.randn_like(weight))
+    return model
+
+
+@pytest.mark.parametrize("condition", gist.CONDITIONS)
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders(name, condition, tmp_path):
+    """Logits for the same mask, and the same tensors after import and export."""
+    model = random_decoder(name)
+    model.save_pretrained(tmp_path / "theirs")
+    checkpoint = Checkpoint(tmp_path / "theirs")
+    params = checkpoint.load("float32")
+    tokens = np.random.default_rng(0).integers(3, GIST, (2, 60))
+    tokens[:, 20:22] = GIST
+    batch = {name: jnp.asarray(x, jnp.int32) for name, x in tokens_and_segment(tokens).items()}
+    ours = logits(params, checkpoint.config, Objective(condition, GIST), batch)
+    layout = gist.layout_of(batch["tokens"], GIST, batch["segment"])
+    bias = torch.from_numpy(np.array(gist.attention_mask(layout, condition))).float().sub(1).mul(1e9)
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(tokens), attention_mask=bias).logits
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+    if condition == "gist":
+        assert_exports(params, checkpoint, model, tmp_path / "ours")
+
+
+def tokens_and_segment(tokens):
+    return {"tokens": tokens, "segment": np.ones_like(tokens)}
+
+
+def assert_exports(params, checkpoint, model, directory):
+    """transformers loads what we write, with not one warning of a tensor, and has the same weights."""
+    settings = dict(num_gist_tokens=1, condition="gist", shard_bytes=30_000)
+    export(directory, params, checkpoint.config, train_bpe(["a"], 260), **settings)
+    again, info = type(model).from_pretrained(directory, output_loading_info=True, dtype="auto")
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    before, after = model.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert tensor.dtype == after[name].dtype and torch.equal(tensor, after[name]), name
+    assert again.config.gist["gist_token_id"] == 260

@@ -6,13 +6,25 @@
 The published pipeline writes line breaks around the gist tokens. Of these LLaMA's tokenizer leaves
 nothing, and T5's the one before the gist tokens, as a lone ▁. So the text before, after, and in the
 output is tokenized apart: what follows the gist tokens never depends on the instruction, which is what
-lets caches be reused.
+lets caches be reused. For T5 it decodes and encodes a prompt once more, which loses the white space
+before punctuation and contractions.
 """
 
 import dataclasses
 
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
+
+# What the decoder of that day's transformers tidied up, in this order.
+TIDIED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+
+
+def tidied(text: str) -> str:
+    """Text as it comes out of being encoded and decoded by T5's tokenizer as published."""
+    text = " ".join(text.split())
+    for found in TIDIED:
+        text = text.replace(found, found.strip())
+    return text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +49,7 @@ class Prompts:
         if not instruction.strip():
             raise UserError("the instruction is empty: there is nothing to compress")
         tokenizer = self.tokenizer
-        ids = tokenizer.encode(f"Instruction: {instruction}".rstrip())
+        ids = self._encode(f"Instruction: {instruction}".rstrip())
         gists = [tokenizer.gist_id] * self.num_gist_tokens
         if self.decoder_start_token is None:
             if tokenizer.bos_id is not None:
@@ -56,7 +68,10 @@ class Prompts:
         return self.tokenizer.encode(f"Input: {text}\nOutput:" if own else "Output:")
 
     def _input_text_ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(f"Input: {text}") if text.strip() else []
+        return self._encode(f"Input: {text}") if text.strip() else []
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text if self.decoder_start_token is None else tidied(text))
 
     def prompt_ids(self, instruction: str, text: str, max_length: int) -> list[int]:
         """Ids of a whole prompt, at most `max_length`.

@@ -60,6 +60,7 @@ class _SentencePieceBackend:
     def __init__(self, path: pathlib.Path):
         self.path, self.is_t5 = path, path.name == T5_FILE
         self.processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        self.gist_id = self.processor.get_piece_size() + (T5_EXTRA_IDS if self.is_t5 else 0)
 
     def encode(self, text):
         return self.processor.encode(text)
@@ -75,6 +76,18 @@ class _SentencePieceBackend:
         target = directory / (T5_FILE if self.is_t5 else "tokenizer.model")
         if target.resolve() != self.path.resolve():
             shutil.copyfile(self.path, target)
+        # For transformers; what we read ourselves is the file above.
+        pieces = self.processor
+        named = {"bos_token": pieces.bos_id(), "eos_token": pieces.eos_id()}
+        named |= {"pad_token": pieces.pad_id(), "unk_token": pieces.unk_id()}
+        gist = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False)
+        settings = {
+            "tokenizer_class": "T5Tokenizer" if self.is_t5 else "LlamaTokenizer",
+            **{name: pieces.id_to_piece(i) for name, i in named.items() if i >= 0},
+            "added_tokens_decoder": {self.gist_id: {"content": GIST, "special": True, **gist}},
+        }
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+        (directory / "added_tokens.json").write_text(json.dumps({GIST: self.gist_id}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,16 +150,13 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
 def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
     backend = _SentencePieceBackend(path)
     pieces = backend.processor
-    size = pieces.get_piece_size()
-    if backend.is_t5:
-        size += T5_EXTRA_IDS
     if pieces.eos_id() < 0:
         raise UserError(f"the tokenizer {path} has no end-of-sequence token")
     bos, pad, space = pieces.bos_id(), pieces.pad_id(), pieces.piece_to_id(SPACE)
     return Tokenizer(
         backend,
-        vocab_size=size + 1,
-        gist_id=size,
+        vocab_size=backend.gist_id + 1,
+        gist_id=backend.gist_id,
         eos_id=pieces.eos_id(),
         bos_id=bos if bos >= 0 else None,
         pad_id=max(pad, 0),

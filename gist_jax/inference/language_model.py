@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -17,6 +18,7 @@ from gist_jax.inference.compress import compress
 from gist_jax.inference.generate import generate
 from gist_jax.inference.gist_cache import GistCache
 from gist_jax.inference.sampling import Sampling
+from gist_jax.interop.export import export
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params, unstacked
 
@@ -76,6 +78,11 @@ class LanguageModel:
         fingerprint = model_fingerprint(params, config, tokenizer)
         params = _for_inference(params, dtype)
         return cls(config, params, tokenizer, num_gist_tokens, condition, fingerprint)
+
+    def export(self, directory: str | pathlib.Path, dtype: str = "float32") -> None:
+        """Writes a directory in Hugging Face format, see `gist_jax.interop.export`."""
+        settings = dict(num_gist_tokens=self.num_gist_tokens, condition=self.condition, dtype=dtype)
+        export(directory, self.params, self.config, self.tokenizer, **settings)
 
     @property
     def prompts(self) -> Prompts:

@@ -33,7 +33,7 @@ def load(path: str | pathlib.Path, dtype: str = "float32") -> LanguageModel:
         condition = gist.get("condition", "gist")
         trained = checkpoint.has_gist_token(tokenizer.vocab_size)
         num_gist_tokens = gist.get("num_gist_tokens", 1) if trained else 0
-        config, params = checkpoint.config, checkpoint.read(dtype)
+        config, params = checkpoint.config, checkpoint.load(dtype)
     else:
         raise UserError(f"{directory} holds neither a trained run nor a Hugging Face checkpoint")
     return LanguageModel.from_params(

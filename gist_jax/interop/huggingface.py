@@ -1,25 +1,33 @@
-"""Reads checkpoints in Hugging Face format (config.json and safetensors)."""
+"""Checkpoints in Hugging Face format: found, checked, and streamed into arrays where they shall lie."""
 
-import math
+import dataclasses
+import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from tqdm import tqdm
 
 from gist_jax.errors import UserError
 from gist_jax.files import read_json
 from gist_jax.interop import llama, t5
-from gist_jax.models import family
+from gist_jax.interop.tensor_files import Index, TensorFiles
+from gist_jax.interop.weights import Weight, check, shapes, weights
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
 
-# model_type in config.json -> its fields and names of tensors. Of these, a linear weight is stored as
-# [out, in]; ours is [in, out] with the heads apart.
-FORMATS = {"llama": llama, "t5": t5}
+# model_type in config.json -> how its fields and tensors are named.
+FORMATS = {"llama": llama, "mistral": llama, "qwen2": llama, "qwen3": llama, "t5": t5}
+
+
+def format_of(config: ModelConfig):
+    """The module of FORMATS for a model."""
+    return FORMATS[getattr(config, "kind", "t5")]
 
 
 def find(name: str | pathlib.Path) -> pathlib.Path:
@@ -34,12 +42,36 @@ def find(name: str | pathlib.Path) -> pathlib.Path:
     hub_id, problem = str(name), f"there is no directory {name}"
     if hub_id.count("/") > 1 or hub_id.startswith((".", "/")):
         raise UserError(problem)
-    patterns = ["*.json", "*.safetensors", "*.model"]
     try:
+        files = huggingface_hub.HfApi().list_repo_files(hub_id)
+        weights = "*.safetensors" if any(f.endswith(".safetensors") for f in files) else "*.bin"
+        patterns = ["*.json", "*.model", weights]
         return pathlib.Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
     except Exception as error:  # many kinds, of the hub's library and of the network below it
-        reason = str(error).strip().split("\n")[0]
+        try:  # what was fetched before serves without a network
+            return pathlib.Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
+        except Exception:
+            reason = str(error).strip().split("\n")[0]
         raise UserError(f"{problem}, and the Hugging Face hub gave no such model: {reason}") from None
+
+
+def read_config(fields: Mapping[str, Any], names) -> ModelConfig:
+    """The configuration in the fields of a config.json, beside tensors of given names.
+
+    Raises:
+      UserError: naming an architecture or a field that is not computed here.
+    """
+    kind = fields.get("model_type")
+    if kind not in FORMATS:
+        raise UserError(f"model_type {kind!r} is not supported, only {', '.join(FORMATS)}")
+    try:
+        return FORMATS[kind].read_config(fields, names)
+    except KeyError as error:
+        raise UserError(f"config.json has no field {error}") from None
+    except UserError:
+        raise
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"config.json describes no model: {error}") from None
 
 
 class Checkpoint:
@@ -54,27 +86,15 @@ class Checkpoint:
         """
         directory = pathlib.Path(directory)
         self.fields = read_json(directory / "config.json")
-        kind = self.fields.get("model_type")
-        if kind not in FORMATS:
-            raise UserError(f"model_type {kind!r} is not supported, only {', '.join(FORMATS)}")
-        self._tensors = _open_shards(directory)
-        self.config = read_config(FORMATS[kind], self.fields, self._tensors)
-        table = FORMATS[kind].weights(self.config)
-        self._patterns = {path: name for name, path in table.items()}
-        expected = _expected(self.config, self._patterns)
-        for name, shape in expected.items():
-            if name not in self._tensors:
-                raise UserError(f"{directory} has no tensor {name}")
-            found = tuple(self._tensors[name].get_slice(name).get_shape())
-            if found != shape:
-                raise UserError(f"tensor {name} of {directory} has shape {found}, not {shape}")
-        left_over = [
-            name
-            for name in self._tensors
-            if name not in expected and not FORMATS[kind].is_left_out(name, self.config)
-        ]
-        if left_over:
-            raise UserError(f"{directory} has tensors that {kind} has not: {', '.join(left_over[:3])}")
+        if self.fields.get("quantization_config"):
+            raise UserError(f"{directory} is a quantized checkpoint, which is not supported")
+        if self.fields.get("model_type") not in FORMATS:
+            read_config(self.fields, ())  # raises
+        self.tensors = TensorFiles(directory)
+        self.config = read_config(self.fields, self.tensors)
+        form = format_of(self.config)
+        self.weights = list(weights(self.config, form.weights(self.config)))
+        check(self.tensors, self.weights, lambda name: form.is_left_out(name, self.config))
 
     def has_gist_token(self, tokenizer_size: int) -> bool:
         """Whether the model was trained with the gist token of a tokenizer of that many entries.
@@ -84,82 +104,98 @@ class Checkpoint:
         """
         return "gist" in self.fields or self.config.vocab_size == tokenizer_size
 
-    def read(self, dtype=None) -> Params:
-        """The parameters with stacked layers, NumPy arrays of `dtype` (None: as they are stored)."""
-        params: Params = {}
-        for path, shape in _shapes(self.config).items():
-            name = self._patterns[path]
-            if "{}" in name:
-                value = np.stack(
-                    [self._tensor(name.format(i), path, shape[1:]) for i in range(shape[0])]
-                )
-            else:
-                value = self._tensor(name, path, shape)
-            node, *parents, leaf = [params, *path.split("/")]
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = value if dtype is None else value.astype(jnp.dtype(dtype))
-        return params
+    def load(self, dtype, shardings: Any = None, vocab_size: int | None = None) -> Params:
+        """Streams the parameters, with stacked layers, to where they shall lie.
 
-    def _tensor(self, name: str, path: str, shape: tuple[int, ...]) -> np.ndarray:
-        value = np.asarray(self._tensors[name].get_tensor(name))
-        return (value.T if _is_linear(path) else value).reshape(shape)
+        Besides the arrays themselves the host holds no more than a part of one tensor, and reads
+        only what its own devices hold.
 
+        Args:
+          dtype: of the arrays.
+          shardings: one for every parameter; None puts all on the first device.
+          vocab_size: rows of the vocabulary to have; those that are not stored are zeros.
+        """
+        wanted = shapes(
+            dataclasses.replace(self.config, vocab_size=vocab_size or self.config.vocab_size)
+        )
+        on = dict.fromkeys(wanted, SingleDeviceSharding(jax.local_devices()[0]))
+        if shardings is not None:
+            on = {
+                "/".join(str(k.key) for k in path): sharding
+                for path, sharding in jax.tree.leaves_with_path(shardings)
+            }
+        arrays: dict[str, jax.Array] = {}
+        for weight in tqdm(self.weights, desc="reading weights", unit="tensor", leave=False):
+            path, shape = weight.path, wanted[weight.path]
+            if weight.layer is None:
+                arrays[path] = self._array(weight, shape, dtype, on[path])
+                continue
+            if weight.layer == 0:
+                arrays[path] = _zeros(shape, dtype, on[path])
+            layer = self._array(weight, shape[1:], dtype, _of_layer(on[path]))
+            arrays[path] = _put(arrays[path], layer, weight.layer)
+        return _nested(arrays)
 
-def read_config(form, fields: dict[str, Any], names) -> ModelConfig:
-    """The configuration that a module of FORMATS reads, or one sentence about what is wrong."""
-    try:
-        return form.read_config(fields, names)
-    except KeyError as error:
-        raise UserError(f"config.json has no field {error}") from None
-    except UserError:
-        raise
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"config.json describes no model: {error}") from None
+    def _array(self, weight: Weight, shape: tuple[int, ...], dtype, sharding: Sharding) -> jax.Array:
+        parts: dict[tuple, np.ndarray] = {}  # devices with equal shares read once
 
+        def part(index: Index) -> np.ndarray:
+            key = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+            if key not in parts:
+                cut = [slice(min(a, n), min(b, n)) for (a, b), n in zip(key, weight.shape, strict=True)]
+                value = weight.read(self.tensors, tuple(cut)).astype(jnp.dtype(dtype))
+                room = [(0, b - a - n) for (a, b), n in zip(key, value.shape, strict=True)]
+                parts[key] = np.pad(value, room) if any(r for _, r in room) else value
+            return parts[key]
 
-def _is_linear(path: str) -> bool:
-    return path.endswith("kernel")
-
-
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Path of every parameter -> its shape with stacked layers."""
-    shapes = jax.eval_shape(lambda: family.init(config, jax.random.key(0)))
-    return {
-        "/".join(str(k.key) for k in path): leaf.shape
-        for path, leaf in jax.tree.leaves_with_path(shapes)
-    }
-
-
-def _expected(config: ModelConfig, patterns: dict[str, str]) -> dict[str, tuple[int, ...]]:
-    """Name of every tensor of a checkpoint -> the shape it must be stored with."""
-    names = {}
-    for path, shape in _shapes(config).items():
-        layered = "{}" in patterns[path]
-        count, shape = (shape[0], shape[1:]) if layered else (1, shape)
-        if _is_linear(path):
-            # Heads and their dimensions are one dimension there, and out comes before in.
-            inputs = shape[:-1] if path.endswith("output/kernel") else shape[:1]
-            shape = (math.prod(shape) // math.prod(inputs), math.prod(inputs))
-        for i in range(count):
-            names[patterns[path].format(i)] = shape
-    return names
+        return jax.make_array_from_callback(shape, sharding, part)
 
 
-def _open_shards(directory: pathlib.Path) -> dict[str, Any]:
-    """Tensor name -> open safetensors file."""
-    index = directory / "model.safetensors.index.json"
-    files = {"model.safetensors"}
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"{index} has no weight_map")
-        files = set(weight_map.values())
-    tensors = {}
-    for name in sorted(files):
-        try:
-            shard = safe_open(directory / name, framework="flax")
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot read {directory / name}: {error}") from None
-        tensors.update(dict.fromkeys(shard.keys(), shard))
-    return tensors
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(stacked: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stacked, layer, index, 0)
+
+
+def _zeros(shape: tuple[int, ...], dtype, sharding: Sharding) -> jax.Array:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+
+
+def _of_layer(sharding: Sharding) -> Sharding:
+    """Where one layer of a stacked parameter lies."""
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    return sharding
+
+
+def _nested(arrays: dict[str, jax.Array]) -> Params:
+    """{"a/b": x} -> {"a": {"b": x}}"""
+    params: Params = {}
+    for path, value in arrays.items():
+        *parents, leaf = path.split("/")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return params
+
+
+@functools.partial(jax.jit, static_argnames=("gist_id", "stored"), donate_argnames="params")
+def with_gist_token(params: Params, *, gist_id: int, stored: int) -> Params:
+    """Gives the gist token an embedding, and a column of the head: the mean of all real tokens'.
+
+    Args:
+      params: is donated.
+      gist_id: all tokens below are real.
+      stored: rows of the vocabulary that the checkpoint had; those above are means too.
+    """
+
+    def extended(x: jax.Array, axis: int) -> jax.Array:
+        rows = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
+        real = jnp.where(rows < gist_id, x.astype(jnp.float32), 0)
+        mean = jnp.sum(real, axis=axis, keepdims=True) / gist_id
+        return jnp.where((rows == gist_id) | (rows >= stored), mean.astype(x.dtype), x)
+
+    params = {**params, "embedding": extended(params["embedding"], 0)}
+    if "head" in params:
+        params["head"] = {"kernel": extended(params["head"]["kernel"], 1)}
+    return params

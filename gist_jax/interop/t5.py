@@ -1,10 +1,25 @@
 """T5 v1.0, v1.1 and FLAN-T5 in Hugging Face format: config.json and the names of the weights."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from gist_jax.errors import UserError
+from gist_jax.interop.fields import check_fields
 from gist_jax.models.config import T5Config
+
+_READ = """
+    d_ff d_kv d_model decoder_start_token_id dropout_rate feed_forward_proj layer_norm_epsilon
+    num_decoder_layers num_heads num_layers relative_attention_max_distance
+    relative_attention_num_buckets scale_decoder_outputs tie_word_embeddings vocab_size
+"""
+READ = frozenset(_READ.split())
+# Besides what feed_forward_proj says already.
+PLAIN = {
+    "is_encoder_decoder": (True,),
+    "is_decoder": (False,),
+    "dense_act_fn": ("relu", "gelu_new"),
+    "is_gated_act": (False, True),
+}
 
 HEAD = "lm_head.weight"
 # Copies of the embedding, and a table that no model uses but old checkpoints hold.
@@ -16,7 +31,7 @@ LEFT_OUT = (
 FEED_FORWARD = {"relu": False, "gated-gelu": True}
 
 
-def read_config(fields: dict[str, Any], names: Collection[str]) -> T5Config:
+def read_config(fields: Mapping[str, Any], names: Collection[str]) -> T5Config:
     """Our configuration from the fields of a config.json and the names of the tensors beside it.
 
     transformers 4 wrote `tie_word_embeddings`, and scaled outputs where the embeddings are tied;
@@ -27,6 +42,7 @@ def read_config(fields: dict[str, Any], names: Collection[str]) -> T5Config:
       ValueError: naming a field that is not computed here.
       KeyError: for a field that is missing.
     """
+    check_fields(fields, READ, PLAIN)
     form = fields.get("feed_forward_proj", "relu")
     if form not in FEED_FORWARD:
         raise UserError(f"config field feed_forward_proj = {form!r} is not supported")
@@ -53,7 +69,33 @@ def read_config(fields: dict[str, Any], names: Collection[str]) -> T5Config:
     )
 
 
-def weights(config: T5Config) -> dict[str, str]:
+def write_config(config: T5Config) -> dict[str, Any]:
+    """Fields of a config.json that transformers 4 and 5 both read, 4 where tying implies scaling."""
+    forms = {gated: form for form, gated in FEED_FORWARD.items()}
+    return {
+        "model_type": "t5",
+        "architectures": ["T5ForConditionalGeneration"],
+        "is_encoder_decoder": True,
+        "vocab_size": config.vocab_size,
+        "d_model": config.hidden_size,
+        "d_kv": config.head_dim,
+        "d_ff": config.intermediate_size,
+        "num_layers": config.num_layers,
+        "num_decoder_layers": config.num_decoder_layers,
+        "num_heads": config.num_heads,
+        "decoder_start_token_id": config.decoder_start_token,
+        "feed_forward_proj": forms[config.gated_gelu],
+        "tie_word_embeddings": config.tie_embeddings or config.scale_outputs,
+        "scale_decoder_outputs": config.scale_outputs,
+        "relative_attention_num_buckets": config.num_buckets,
+        "relative_attention_max_distance": config.max_distance,
+        "layer_norm_epsilon": config.norm_eps,
+        "dropout_rate": 0.1,
+        "initializer_factor": config.initializer_factor,
+    }
+
+
+def weights(config: T5Config) -> Mapping[str, str]:
     """Hugging Face name -> path in our parameters. `{}` is the layer."""
     table = {"shared.weight": "embedding", HEAD: "head/kernel"}
     for stack, parts in (("encoder", 2), ("decoder", 3)):

@@ -58,6 +58,12 @@ def load_model(workdir: pathlib.Path) -> tuple[ModelConfig, str, int]:
         raise UserError(f"cannot read {path}: {error}") from None
 
 
+def save_params(workdir: pathlib.Path, params: Params) -> None:
+    """Writes a checkpoint of step 0 that holds stacked parameters alone."""
+    with ocp.training.Checkpointer((workdir / CHECKPOINTS).resolve()) as checkpoints:
+        checkpoints.save_checkpointables(0, {"params": params})
+
+
 def load_params(workdir: pathlib.Path) -> tuple[Params, int]:
     """Stacked parameters of the best checkpoint (of the last, if none was evaluated), and its step.
 

@@ -18,6 +18,10 @@ class _Checked:
                 raise ValueError(f"{field.name} of a model must be above 0, but is {value}")
 
 
+LLAMA_KINDS = ("llama", "mistral", "qwen2", "qwen3")
+ROPE_SCALINGS = ("none", "linear", "dynamic", "llama3")
+
+
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig(_Checked):
     """A model of the LLaMA family. Letters in parentheses are those used in shape comments."""
@@ -34,6 +38,16 @@ class LlamaConfig(_Checked):
     norm_eps: float = 1e-6
     tie_embeddings: bool = False
     initializer_range: float = 0.02
+    # Qwen2 has biases on queries, keys and values, Qwen3 norms of queries and keys.
+    kind: str = "llama"
+    # "linear" divides the frequencies of positions by the factor, "dynamic" would do it beyond
+    # max_positions, and "llama3" does it to low frequencies: wholly to those with fewer than `low` turns
+    # in the original positions, in part to those with fewer than `high`.
+    rope_scaling: str = "none"
+    rope_factor: float = 1.0
+    rope_low_turns: float = 1.0
+    rope_high_turns: float = 4.0
+    rope_original_positions: int = 8192
 
     # A decoder alone: the output continues the prompt itself.
     decoder_start_token: ClassVar[int | None] = None
@@ -47,6 +61,11 @@ class LlamaConfig(_Checked):
             raise ValueError(
                 f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})"
             )
+        for name, choices in (("kind", LLAMA_KINDS), ("rope_scaling", ROPE_SCALINGS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {', '.join(choices)}")
+        if self.rope_scaling == "llama3" and self.rope_low_turns >= self.rope_high_turns:
+            raise ValueError("rope_low_turns must be below rope_high_turns")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, but is {self.head_dim}")
 

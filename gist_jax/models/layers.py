@@ -34,14 +34,21 @@ class RMSNorm(nnx.Module):
 
 
 class Projection(nnx.Module):
-    """A linear map without bias, given as an einsum over the named dimensions of its kernel."""
+    """A linear map, given as an einsum over the named dimensions of its kernel.
 
-    def __init__(self, equation: str, shape, axes, stddev: float, dtype, rngs: nnx.Rngs):
+    A bias has the dimensions of the kernel after the first.
+    """
+
+    def __init__(
+        self, equation: str, shape, axes, stddev: float, dtype, rngs: nnx.Rngs, bias: bool = False
+    ):
         self.equation = equation
         self.kernel = normal_param(rngs, shape, axes, stddev, dtype)
+        self.bias = nnx.Param(jnp.zeros(shape[1:], dtype), axes=tuple(axes[1:])) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return jnp.einsum(self.equation, x, self.kernel.astype(x.dtype))
+        x = jnp.einsum(self.equation, x, self.kernel.astype(x.dtype))
+        return x if self.bias is None else x + self.bias.astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -53,14 +60,18 @@ class Attention(nnx.Module):
         stddevs: tuple[float, float, float],
         dtype,
         rngs: nnx.Rngs,
+        bias: bool = False,
     ):
-        """`sizes` are D, N, K, H; `stddevs` those of the query, of key and value, of the output."""
+        """`sizes` are D, N, K, H; `stddevs` those of the query, of key and value, of the output.
+
+        `bias` is of queries, keys and values.
+        """
         d, n, k, h = sizes
         of_query, of_key_value, of_output = stddevs
         into, out_of = ("embed", "heads", "head_dim"), ("heads", "head_dim", "embed")
-        self.query = Projection("btd,dnh->btnh", (d, n, h), into, of_query, dtype, rngs)
-        self.key = Projection("btd,dkh->btkh", (d, k, h), into, of_key_value, dtype, rngs)
-        self.value = Projection("btd,dkh->btkh", (d, k, h), into, of_key_value, dtype, rngs)
+        self.query = Projection("btd,dnh->btnh", (d, n, h), into, of_query, dtype, rngs, bias)
+        self.key = Projection("btd,dkh->btkh", (d, k, h), into, of_key_value, dtype, rngs, bias)
+        self.value = Projection("btd,dkh->btkh", (d, k, h), into, of_key_value, dtype, rngs, bias)
         self.output = Projection("btnh,nhd->btd", (n, h, d), out_of, of_output, dtype, rngs)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -84,10 +95,14 @@ def head_logits(model, hidden: jax.Array) -> jax.Array:
     return jnp.einsum(equation, hidden, kernel, preferred_element_type=jnp.float32)
 
 
-def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of rotary embeddings (arXiv 2104.09864), each float32 `[B, T, 1, H/2]`."""
-    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    angles = positions[:, :, None, None].astype(jnp.float32) / theta**exponents
+def rotary_angles(positions: jax.Array, frequencies: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of rotary embeddings (arXiv 2104.09864), each float32 `[B, T, 1, H/2]`.
+
+    Args:
+      positions: int `[B, T]`.
+      frequencies: float32 `[H/2]`, in radians per position.
+    """
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -8,6 +8,8 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from gist_jax.models.cache import KeyValue, KVCache, Memory, empty
@@ -27,6 +29,20 @@ from gist_jax.models.model import Begun, Tokens
 from gist_jax.models.stack import make_layers, scan_layers
 
 
+def frequencies(config: LlamaConfig) -> np.ndarray:
+    """Of rotary positions, float32 `[H/2]`, in radians per position, scaled as the config says."""
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    plain = 1 / np.float32(config.rope_theta) ** exponents
+    scaled = plain / np.float32(config.rope_factor)
+    if config.rope_scaling == "llama3":
+        # Between the two limits the share of the plain frequency grows with the number of turns.
+        turns = config.rope_original_positions * plain / (2 * np.pi)
+        low, high = config.rope_low_turns, config.rope_high_turns
+        share = np.clip((turns - low) / (high - low), 0, 1).astype(np.float32)
+        return (1 - share) * scaled + share * plain
+    return scaled if config.rope_scaling == "linear" else plain
+
+
 class FeedForward(nnx.Module):
     def __init__(self, config: LlamaConfig, dtype, rngs: nnx.Rngs):
         d, f = config.hidden_size, config.intermediate_size
@@ -44,12 +60,18 @@ class Block(nnx.Module):
         d, n, k, h = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
         stddevs = (config.initializer_range,) * 3
         self.attention_norm = RMSNorm(d, config.norm_eps, dtype)
-        self.attention = Attention((d, n, k, h), stddevs, dtype, rngs)
+        self.attention = Attention((d, n, k, h), stddevs, dtype, rngs, bias=config.kind == "qwen2")
+        self.normalizes_heads = config.kind == "qwen3"
+        if self.normalizes_heads:
+            self.query_norm = RMSNorm(h, config.norm_eps, dtype)
+            self.key_norm = RMSNorm(h, config.norm_eps, dtype)
         self.feed_forward_norm = RMSNorm(d, config.norm_eps, dtype)
         self.feed_forward = FeedForward(config, dtype, rngs)
 
     def __call__(self, x, angles, bias, before=(), past=None, slot=None, implementation=None):
         q, k, v = self.attention(self.attention_norm(x))
+        if self.normalizes_heads:
+            q, k = self.query_norm(q), self.key_norm(k)
         q, k = rotate(q, angles), rotate(k, angles)
         attended, new = attend_past(q, k, v, bias, before, past, slot, implementation=implementation)
         x = x + self.attention.output(attended)
@@ -70,7 +92,7 @@ class Llama(nnx.Module):
             self.head = Projection("btd,dv->btv", (d, v), ("embed", "vocab"), stddev, dtype, rngs)
 
     def _angles(self, positions):
-        return rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        return rotary_angles(positions, jnp.asarray(frequencies(self.config)))
 
     def forward(
         self,

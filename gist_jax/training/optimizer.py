@@ -19,8 +19,10 @@ def make_schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def _decayed(params) -> dict:
-    """Which parameters weight decay applies to: all but the scales of norms."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)
+    """Which parameters weight decay applies to: all but the scales of norms and biases."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key not in ("scale", "bias"), params
+    )
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:

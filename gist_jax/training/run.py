@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
@@ -29,7 +28,7 @@ from gist_jax.data.tokenization import (
 from gist_jax.errors import UserError
 from gist_jax.files import read_json
 from gist_jax.interop import workdir as files
-from gist_jax.interop.huggingface import Checkpoint, find
+from gist_jax.interop.huggingface import Checkpoint, find, with_gist_token
 from gist_jax.models import family
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
@@ -83,18 +82,25 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
     tokenizer = (
         load_tokenizer(workdir / files.TOKENIZER) if goes_on else _tokenizer(config, splits, pretrained)
     )
-    model, load = _start(config, checkpoint, tokenizer)
+    if checkpoint is None:
+        model = model_config(config, tokenizer.vocab_size)
+    else:
+        stored = checkpoint.config.vocab_size
+        model = dataclasses.replace(checkpoint.config, vocab_size=max(stored, tokenizer.vocab_size))
     _check_positions(config, splits, model)
     dtype = jnp.dtype(config.param_dtype)
     shapes = jax.eval_shape(lambda: family.init(model, jax.random.key(0), dtype))
     params_on = sharding.param_shardings(mesh, family.logical_axes(model), shapes)
-    if load is None:
+    if checkpoint is None:
         random = functools.partial(family.init, model, jax.random.key(config.seed), dtype)
         init = jax.jit(random, out_shardings=params_on)
     else:
 
         def init() -> Params:
-            return jax.device_put(load(), params_on)
+            params = checkpoint.load(dtype, params_on, model.vocab_size)
+            if checkpoint.has_gist_token(tokenizer.vocab_size):
+                return params
+            return with_gist_token(params, gist_id=tokenizer.gist_id, stored=stored)
 
     _describe(config, workdir, tokenizer, model, goes_on)
     prompts = Prompts(tokenizer, config.num_gist_tokens, model.decoder_start_token)
@@ -174,24 +180,6 @@ def _tokenizer(
     raise UserError("config.data.tokenizer is empty: give a directory, a file, or bpe:4096")
 
 
-def _start(
-    config: ConfigDict, checkpoint: Checkpoint | None, tokenizer: Tokenizer
-) -> tuple[ModelConfig, Callable[[], Params] | None]:
-    """The model's shape and, for a pretrained one, what reads its parameters (NumPy arrays)."""
-    if checkpoint is None:
-        return model_config(config, tokenizer.vocab_size), None
-    before = checkpoint.config
-    model = dataclasses.replace(before, vocab_size=max(before.vocab_size, tokenizer.vocab_size))
-
-    def load() -> Params:
-        params = checkpoint.read(config.param_dtype)
-        if checkpoint.has_gist_token(tokenizer.vocab_size):
-            return params
-        return with_gist_token(params, tokenizer.gist_id, model.vocab_size)
-
-    return model, load
-
-
 def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
     """The shape that `config.model` describes.
 
@@ -204,28 +192,6 @@ def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
         return kind(vocab_size=vocab_size, **shape)
     except ValueError as error:
         raise UserError(f"config.model: {error}") from None
-
-
-def with_gist_token(params: Params, gist_id: int, vocab_size: int) -> Params:
-    """Gives the gist token an embedding, and a column of the head: the mean of all real tokens'.
-
-    Args:
-      params: NumPy arrays with any number of vocabulary rows, some of which may be padding.
-      gist_id: all tokens below are real.
-      vocab_size: rows to have; those above `gist_id` that there were not are means too.
-    """
-
-    def extended(rows: np.ndarray) -> np.ndarray:
-        mean = rows[:gist_id].astype(np.float32).mean(axis=0, keepdims=True).astype(rows.dtype)
-        added = np.repeat(mean, vocab_size - len(rows), axis=0)
-        rows = np.concatenate([rows, added])
-        rows[gist_id] = mean[0]
-        return rows
-
-    params = {**params, "embedding": extended(params["embedding"])}
-    if "head" in params:
-        params["head"] = {"kernel": extended(params["head"]["kernel"].T).T}
-    return params
 
 
 def _describe(

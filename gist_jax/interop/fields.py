@@ -1,0 +1,37 @@
+"""Which fields of a config.json are read, which do not matter, and which ask for something else."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from gist_jax.errors import UserError
+
+# They describe files, tokens, training or other tasks, and change nothing of what a model computes.
+_HARMLESS = """
+    architectures attention_dropout bos_token_id chunk_size_feed_forward classifier_dropout
+    decoder_start_token_id dtype eos_token_id finetuning_task gist id2label initializer_factor
+    initializer_range label2id max_window_layers model_type n_positions output_past pad_token_id
+    problem_type return_dict task_specific_params tokenizer_class torch_dtype transformers_version
+    unk_token_id use_cache _name_or_path
+"""
+HARMLESS = frozenset(_HARMLESS.split())
+
+
+def check_fields(
+    fields: Mapping[str, Any], read: Collection[str], plain: Mapping[str, Collection[Any]]
+) -> None:
+    """Refuses fields that ask for what is not computed here.
+
+    Args:
+      fields: of a config.json.
+      read: names of those that are read.
+      plain: the values of others that ask for nothing more than what is computed.
+
+    Raises:
+      UserError: naming a field. One of an unknown name may ask for nothing: be null, false or empty.
+    """
+    for name, value in fields.items():
+        if name in plain:
+            if value not in plain[name]:
+                raise UserError(f"config field {name} = {value!r} is not supported")
+        elif name not in read and name not in HARMLESS and value:
+            raise UserError(f"config field {name} = {value!r} is not known, so it is not supported")

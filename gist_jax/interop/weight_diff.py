@@ -1,0 +1,152 @@
+"""Weight diffs: what finetuning changed, published where the base weights may not be.
+
+A diff is a directory in Hugging Face format whose float32 tensors are tuned minus base. The base may
+have fewer rows of vocabulary, which count as zeros. Sums of floats are rounded, so tuned = base + diff
+need not hold exactly: where it does not, our diffs have the tuned values in a file of their own.
+"""
+
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from gist_jax.errors import UserError
+from gist_jax.files import read_json
+from gist_jax.interop.export import whole_directory, write_tensors
+from gist_jax.interop.tensor_files import TensorFiles
+
+EXACT = "exact_values.safetensors"
+# Sum of all weights of the published models, which were given out as diffs against LLaMA-7B.
+# Source: src/weight_diff.py of github.com/jayelm/gisting.
+PUBLISHED_SUMS = {
+    "llama-7b-gist-1": 50547.9570,
+    "llama-7b-pos_control-1": 50596.9141,
+    "llama-7b-neg_control-1": 50503.8789,
+}
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight", "shared.weight")
+
+
+def make_diff(tuned: pathlib.Path, base: pathlib.Path, output: pathlib.Path) -> None:
+    """Writes tuned − base, from which `recover` gives back the tuned tensors exactly in float32.
+
+    Raises:
+      UserError: if the two do not have the same tensors, or the output exists.
+    """
+    changed, known = TensorFiles(tuned), TensorFiles(base)
+    _check_pair(changed, known)
+    with whole_directory(output) as beside:
+        exact: dict[str, np.ndarray] = {}
+
+        def difference(name: str) -> np.ndarray:
+            value, before = _pair(name, changed, known)
+            result = value - before
+            (index,) = np.nonzero((before + result != value).reshape(-1))
+            if len(index):
+                exact[f"{name}.index"] = index.astype(np.int64)
+                exact[f"{name}.value"] = value.reshape(-1)[index]
+            return result
+
+        _write(beside, changed, difference)
+        if exact:
+            save_file(exact, beside / EXACT)
+        _copy_other_files(tuned, beside)
+
+
+def recover(base: pathlib.Path, diff: pathlib.Path, output: pathlib.Path) -> None:
+    """Writes base + diff, in float32.
+
+    Raises:
+      UserError: if the two do not have the same tensors, the output exists, or the diff is one of
+        PUBLISHED_SUMS by name and the sum of the recovered weights is not the published one.
+    """
+    changes, known = TensorFiles(diff), TensorFiles(base)
+    _check_pair(changes, known)
+    sums: dict[str, float] = {}
+    with whole_directory(output) as beside:
+
+        def recovered(name: str) -> np.ndarray:
+            change, before = _pair(name, changes, known)
+            value = before + change
+            for index, exact in _exact_values(diff, name):
+                value.reshape(-1)[index] = exact
+            sums[name] = float(value.sum(dtype=np.float64))
+            return value
+
+        _write(beside, changes, recovered)
+        _copy_other_files(diff, beside)
+        _check_sum(diff.name, sums, read_json(beside / "config.json"))
+
+
+def _check_pair(changed: TensorFiles, known: TensorFiles) -> None:
+    """Both must have the same tensors, but for a vocabulary that may be larger in the first."""
+    for name in known:
+        if name not in changed and not name.endswith("rotary_emb.inv_freq"):
+            raise UserError(f"{known[name].file.parent} has tensor {name}, which the other has not")
+    for name in changed:
+        if name not in known:
+            raise UserError(f"{changed[name].file.parent} has tensor {name}, which the base has not")
+        ours, theirs = changed[name].shape, known[name].shape
+        grown = name in VOCABULARY and ours[0] >= theirs[0] and ours[1:] == theirs[1:]
+        if ours != theirs and not grown:
+            raise UserError(f"tensor {name} has shape {ours}, but that of the base {theirs}")
+
+
+def _pair(name: str, changed: TensorFiles, known: TensorFiles) -> tuple[np.ndarray, np.ndarray]:
+    value, base = (files.read(name).astype(np.float32) for files in (changed, known))
+    missing = value.shape[0] - base.shape[0] if value.ndim else 0
+    if missing:
+        base = np.concatenate([base, np.zeros((missing, *base.shape[1:]), np.float32)])
+    return value, base
+
+
+def _exact_values(diff: pathlib.Path, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    if (diff / EXACT).exists():
+        with safe_open(diff / EXACT, framework="numpy") as file:
+            if f"{name}.index" in file.keys():  # noqa: SIM118
+                yield file.get_tensor(f"{name}.index"), file.get_tensor(f"{name}.value")
+
+
+def _write(directory: pathlib.Path, like: TensorFiles, value_of) -> None:
+    write_tensors(directory, [(name, like[name].shape, name) for name in like], value_of, 4, 2 << 30)
+
+
+def _copy_other_files(source: pathlib.Path, target: pathlib.Path) -> None:
+    """config.json, the tokenizer and the like: all but weights."""
+    for file in source.iterdir():
+        weights = file.suffix in (".safetensors", ".bin") or file.name.endswith(".index.json")
+        if file.is_file() and not weights:
+            shutil.copyfile(file, target / file.name)
+
+
+def _check_sum(name: str, sums: dict[str, float], fields: dict) -> None:
+    """Compares with the published sum, which was of the model's constants too: its frequencies.
+
+    It was added up in float32, tensor by tensor, and is compared with our exact sum as well.
+    """
+    if name not in PUBLISHED_SUMS:
+        return
+    size = fields["hidden_size"] // fields["num_attention_heads"]
+    frequencies = 1 / 10_000.0 ** (np.arange(0, size, 2) / size)
+    if not any(tensor.endswith("rotary_emb.inv_freq") for tensor in sums):
+        for layer in range(fields["num_hidden_layers"]):
+            sums[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = float(frequencies.sum())
+    exact, rounded = sum(sums.values()), np.float32(0)
+    for tensor in sorted(sums, key=_published_order):
+        rounded += np.float32(sums[tensor])
+    if min(abs(exact - PUBLISHED_SUMS[name]), abs(float(rounded) - PUBLISHED_SUMS[name])) > 1e-2:
+        raise UserError(
+            f"the recovered weights of {name} add up to {exact:.4f}, not {PUBLISHED_SUMS[name]:.4f}: "
+            "the base is not LLaMA-7B, or a file is damaged"
+        )
+
+
+def _published_order(name: str) -> tuple[int, int, int]:
+    """Embedding, then layer by layer, final norm, head."""
+    parts = "q_proj k_proj v_proj o_proj inv_freq gate_proj down_proj up_proj input_ post_".split()  # noqa: SIM905
+    if ".layers." in name:
+        part = next((i for i, part in enumerate(parts) if part in name), len(parts))
+        return 1, int(name.split(".layers.")[1].split(".")[0]), part
+    return (0, 0, 0) if "embed" in name else (2, 0, 0) if "norm" in name else (3, 0, 0)

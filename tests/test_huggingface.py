@@ -1,0 +1,77 @@
+"""In from Hugging Face format and out again: every family gives back the bytes that it was given."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from gist_jax.data.tokenization import train_bpe
+from gist_jax.interop.export import export
+from gist_jax.interop.huggingface import Checkpoint
+from gist_jax.models import family
+from gist_jax.models.config import LlamaConfig, T5Config
+
+LLAMA = dict(vocab_size=300, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4)
+LLAMA |= dict(num_kv_heads=2, head_dim=8, max_positions=64)
+T5 = dict(vocab_size=300, hidden_size=16, intermediate_size=24, num_layers=3, num_decoder_layers=2)
+T5 |= dict(num_heads=2, head_dim=8)
+CONFIGS = {
+    "llama": LlamaConfig(**LLAMA),
+    "llama, tied": LlamaConfig(**LLAMA, tie_embeddings=True),
+    "llama3": LlamaConfig(**LLAMA, rope_scaling="llama3", rope_factor=8.0, rope_theta=5e5),
+    "linear": LlamaConfig(**LLAMA, rope_scaling="linear", rope_factor=2.0),
+    "dynamic": LlamaConfig(**LLAMA, rope_scaling="dynamic", rope_factor=2.0),
+    "mistral": LlamaConfig(**LLAMA, kind="mistral"),
+    "qwen2": LlamaConfig(**LLAMA, kind="qwen2"),
+    "qwen3": LlamaConfig(**LLAMA, kind="qwen3"),
+    "t5 v1.0": T5Config(**T5),
+    "t5 v1.1": T5Config(**T5, gated_gelu=True, tie_embeddings=False, scale_outputs=False),
+    "t5, tied but not scaled": T5Config(**T5, gated_gelu=True, scale_outputs=False),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_export_then_import(name, dtype, tmp_path):
+    """The same configuration, and the same parameters rounded to the dtype."""
+    config = CONFIGS[name]
+    params = family.init(config, jax.random.key(0))
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    settings = dict(num_gist_tokens=2, condition="gist", dtype=dtype)
+    export(tmp_path / "out", params, config, train_bpe(["a"], 260), **settings, shard_bytes=20_000)
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
+    checkpoint = Checkpoint(tmp_path / "out")
+    assert checkpoint.config == config
+    assert checkpoint.fields["gist"] == {
+        "num_gist_tokens": 2,
+        "gist_token_id": 260,
+        "condition": "gist",
+    }
+    again = checkpoint.load(dtype)
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+    for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(ours, theirs.astype(dtype))
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def tensors_of(directory):
+    return {k: v for file in directory.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+def test_import_then_export(model_family, tmp_path):
+    """The golden checkpoints come out byte for byte."""
+    from conftest import TESTS
+
+    source = TESTS / "golden" / model_family
+    checkpoint = Checkpoint(source)
+    params = checkpoint.load("float32")
+    settings = dict(num_gist_tokens=1, condition="gist")
+    export(tmp_path / "out", params, checkpoint.config, train_bpe(["a"], 260), **settings)
+    before, after = tensors_of(source), tensors_of(tmp_path / "out")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        np.testing.assert_array_equal(after[name], tensor)
+    fields = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert fields["model_type"] == model_family

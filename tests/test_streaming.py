@@ -1,0 +1,126 @@
+"""Checkpoints stream into place: little memory besides the arrays, and no process reads it all."""
+
+import json
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from gist_jax.data.tokenization import train_bpe
+from gist_jax.interop.export import write_tensors
+from gist_jax.interop.huggingface import Checkpoint, format_of
+from gist_jax.interop.weights import weights
+from gist_jax.models import family
+from gist_jax.models.config import LlamaConfig
+from gist_jax.training import sharding
+from gist_jax.training.config import default
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def write_model(directory, config: LlamaConfig, shard_bytes: int) -> tuple[int, int, float]:
+    """A checkpoint of random float32 numbers: bytes of all tensors and of the largest; their sum."""
+    directory.mkdir()
+    rng = np.random.default_rng(0)
+    form, sizes, sums = format_of(config), [], []
+
+    def random(weight):
+        tensor = rng.random(weight.stored_shape, np.float32)
+        sizes.append(tensor.nbytes)
+        sums.append(tensor.sum(dtype=np.float64))
+        return tensor
+
+    planned = [(w.name, w.stored_shape, w) for w in weights(config, form.weights(config))]
+    write_tensors(directory, planned, random, 4, shard_bytes)
+    (directory / "config.json").write_text(json.dumps(form.write_config(config)))
+    train_bpe(["a"], 260).save(directory)
+    return sum(sizes), max(sizes), float(sum(sums))
+
+
+LOAD = """
+import json, resource, sys
+import jax
+from gist_jax.interop.huggingface import Checkpoint
+params = jax.block_until_ready(Checkpoint(sys.argv[1]).load(sys.argv[2]))
+arrays = sum(x.nbytes for x in jax.tree.leaves(params))
+print(json.dumps({"peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "arrays": arrays}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_of_an_import(tmp_path, dtype):
+    """The arrays, the largest tensor and a gigabyte, the program itself included."""
+    config = LlamaConfig(32_000, 1024, 4096, 34, 16, 16, 64, 2048)
+    total, largest, _ = write_model(tmp_path / "model", config, 1 << 29)
+    assert total >= 2 << 30 and len(list((tmp_path / "model").glob("*.safetensors"))) >= 5
+    command = [sys.executable, "-c", LOAD, str(tmp_path / "model"), dtype]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(f"peak {found['peak']:,}, arrays {found['arrays']:,}, largest tensor {largest:,}")
+    assert found["arrays"] == total // (2 if dtype == "bfloat16" else 1)
+    assert found["peak"] < found["arrays"] + largest + (1 << 30)
+
+
+SHARDED = """
+import json, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 1)
+jax.distributed.initialize(f"localhost:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[3]))
+from gist_jax.interop.huggingface import Checkpoint
+from gist_jax.models import family
+from gist_jax.training import sharding
+from gist_jax.training.config import default
+config = default()
+config.mesh.update(data=1, fsdp=int(sys.argv[4]), tensor=int(sys.argv[5]))
+mesh = sharding.make_mesh(config)
+checkpoint = Checkpoint(sys.argv[1])
+shapes = jax.eval_shape(lambda: family.init(checkpoint.config, jax.random.key(0)))
+on = sharding.param_shardings(mesh, family.logical_axes(checkpoint.config), shapes)
+params = checkpoint.load("float32", on)
+total = sum(float(jax.jit(lambda x: x.sum())(x)) for x in jax.tree.leaves(params))
+print(json.dumps({"read": checkpoint.tensors.bytes_read, "total": total}))
+"""
+
+
+@pytest.mark.parametrize(("fsdp", "tensor"), [(2, 1), (1, 2)])
+def test_each_process_reads_its_half(tmp_path, fsdp, tensor):
+    config = LlamaConfig(320, 64, 128, 2, 4, 4, 16, 64)
+    size, _, total = write_model(tmp_path / "model", config, 1 << 16)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARDED, *map(str, (tmp_path / "model", port, i, fsdp, tensor))],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    found = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
+    for one in found:
+        assert one["read"] == pytest.approx(size / 2, rel=0.05)
+        assert one["total"] == pytest.approx(total, rel=1e-5)
+
+
+def test_only_what_a_device_holds_is_read(tmp_path):
+    """Four devices of one process share each tensor, which is read once."""
+    config = LlamaConfig(320, 64, 128, 2, 4, 4, 16, 64)
+    size, _, _ = write_model(tmp_path / "model", config, 1 << 16)
+    settings = default()
+    settings.mesh.update(data=2, fsdp=2, tensor=1)
+    mesh = sharding.make_mesh(settings)
+    shapes = jax.eval_shape(lambda: family.init(config, jax.random.key(0)))
+    on = sharding.param_shardings(mesh, family.logical_axes(config), shapes)
+    checkpoint = Checkpoint(tmp_path / "model")
+    params, plain = checkpoint.load("float32", on), Checkpoint(tmp_path / "model").load("float32")
+    assert checkpoint.tensors.bytes_read == size
+    for ours, theirs, sharding_ in zip(*map(jax.tree.leaves, (params, plain, on)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.sharding == sharding_
