@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from conftest import TESTS
 from safetensors.numpy import load_file
 
 from gist_jax.data.tokenization import train_bpe
@@ -12,6 +13,7 @@ from gist_jax.interop.export import export
 from gist_jax.interop.huggingface import Checkpoint
 from gist_jax.models import family
 from gist_jax.models.config import LlamaConfig, T5Config
+from gist_jax.training.step import Objective, logits
 
 LLAMA = dict(vocab_size=300, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4)
 LLAMA |= dict(num_kv_heads=2, head_dim=8, max_positions=64)
@@ -32,8 +34,10 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("name", CONFIGS)
+OTHER_DTYPES = [("llama", "float32"), ("llama", "float16"), ("t5 v1.1", "float32")]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [*((n, "bfloat16") for n in CONFIGS), *OTHER_DTYPES])
 def test_export_then_import(name, dtype, tmp_path):
     """The same configuration, and the same parameters rounded to the dtype."""
     config = CONFIGS[name]
@@ -60,11 +64,26 @@ def tensors_of(directory):
     return {k: v for file in directory.glob("*.safetensors") for k, v in load_file(file).items()}
 
 
-def test_import_then_export(model_family, tmp_path):
-    """The golden checkpoints come out byte for byte."""
-    from conftest import TESTS
+GOLDEN = [TESTS / "golden" / name for name in ("llama", "t5")]
+FAMILIES = sorted((TESTS / "golden" / "families").iterdir())
 
-    source = TESTS / "golden" / model_family
+
+@pytest.mark.parametrize("source", FAMILIES, ids=lambda path: path.name)
+def test_logits_of_transformers(source):
+    """Golden figures of PyTorch, see tests/golden/make_families.py."""
+    golden, checkpoint = np.load(source / "logits.npz"), Checkpoint(source)
+    batch = {"tokens": golden["input_ids"], "segment": np.ones_like(golden["input_ids"])}
+    if "decoder_input_ids" in golden:
+        batch["decoder_tokens"] = golden["decoder_input_ids"]
+        batch["decoder_segment"] = np.ones_like(batch["decoder_tokens"])
+    objective = Objective("pos_control", checkpoint.config.vocab_size)
+    ours = logits(checkpoint.load("float32"), checkpoint.config, objective, batch)
+    np.testing.assert_allclose(ours, golden["logits"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("source", [*GOLDEN, *FAMILIES], ids=lambda path: path.name)
+def test_import_then_export(source, tmp_path):
+    """What transformers has written comes out byte for byte, and describes the same model."""
     checkpoint = Checkpoint(source)
     params = checkpoint.load("float32")
     settings = dict(num_gist_tokens=1, condition="gist")
@@ -72,6 +91,7 @@ def test_import_then_export(model_family, tmp_path):
     before, after = tensors_of(source), tensors_of(tmp_path / "out")
     assert before.keys() == after.keys()
     for name, tensor in before.items():
-        np.testing.assert_array_equal(after[name], tensor)
+        assert tensor.dtype == after[name].dtype and tensor.tobytes() == after[name].tobytes()
+    assert Checkpoint(tmp_path / "out").config == checkpoint.config
     fields = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert fields["model_type"] == model_family
+    assert fields["model_type"] == checkpoint.fields["model_type"]
