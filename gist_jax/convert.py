@@ -43,7 +43,8 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _recover(options: argparse.Namespace) -> None:
-    weight_diff.recover(find(options.base), find(options.diff), options.output)
+    name = pathlib.PurePath(options.diff).name
+    weight_diff.recover(find(options.base), find(options.diff), options.output, name)
 
 
 def _diff(options: argparse.Namespace) -> None:

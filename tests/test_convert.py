@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
+import transformers
 from conftest import TESTS
 from doors import door, mistake
 from safetensors.numpy import load_file, save_file
 
 import gist_jax
 from gist_jax import convert
-from gist_jax.data.tokenization import SPECIAL_TOKENS, from_tokenizers
 from gist_jax.interop import weight_diff
 from gist_jax.interop.export import write_tensors
 from gist_jax.interop.huggingface import Checkpoint
@@ -115,7 +115,7 @@ def test_published_sums(tmp_path, monkeypatch):
     frequencies = 3 * sum(10_000.0 ** (-i / 8) for i in range(0, 8, 2))
     total = 40 * 8 * 2 + 8 + frequencies
     monkeypatch.setitem(weight_diff.PUBLISHED_SUMS, "llama-7b-gist-1", total + 0.02)
-    arguments = tmp_path / "base", tmp_path / "llama-7b-gist-1", tmp_path / "out"
+    arguments = tmp_path / "base", tmp_path / "llama-7b-gist-1", tmp_path / "out", "llama-7b-gist-1"
     with pytest.raises(ValueError, match="weights of llama-7b-gist-1 add up to .*, not "):
         weight_diff.recover(*arguments)
     assert not (tmp_path / "out").exists()
@@ -232,5 +232,6 @@ def test_a_tokenizer_is_exported_as_it_was(base, tmp_path):
     lm.export(tmp_path / "out")
     again = gist_jax.load(tmp_path / "out").tokenizer
     assert again.fingerprint() == lm.tokenizer.fingerprint()
-    made = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
-    assert from_tokenizers(made, SPECIAL_TOKENS).gist_id == 102
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs.convert_tokens_to_ids("<GIST>") == 102 and theirs.eos_token == "</s>"
+    assert theirs("t1 t2 <GIST>").input_ids == [*again.encode("t1 t2"), 102]

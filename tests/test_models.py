@@ -169,6 +169,14 @@ def test_llama_fields():
     assert config_of("llama", rope_theta=5e5).rope_theta == 5e5
     assert config_of("llama", rope_parameters={"rope_theta": 5e5}).rope_theta == 5e5
     assert config_of("llama", num_key_value_heads=1).num_kv_heads == 1
+    assert config_of("llama", is_llama_config=True, rope_interleaved=False).kind == "llama"
+    assert config_of("llama", max_sequence_length=2048, architectures=["GistLlamaForCausalLM"])
+    mistral = dict(model_type="mistral", num_key_value_heads=1, max_position_embeddings=9000)
+    assert config_of("llama", **mistral).max_positions == 4096  # of the window that is the default
+    assert config_of("llama", **mistral, sliding_window=None).max_positions == 9000
+    qwen = dict(model_type="qwen2", num_key_value_heads=1, sliding_window=100)
+    assert config_of("llama", **qwen).max_positions == 32_768
+    assert config_of("llama", **qwen, use_sliding_window=True).max_positions == 100
 
 
 def test_t5_fields():

@@ -7,11 +7,12 @@ from gist_jax.errors import UserError
 
 # They describe files, tokens, training or other tasks, and change nothing of what a model computes.
 _HARMLESS = """
-    architectures attention_dropout bos_token_id chunk_size_feed_forward classifier_dropout
-    decoder_start_token_id dtype eos_token_id finetuning_task gist id2label initializer_factor
-    initializer_range label2id max_window_layers model_type n_positions output_past pad_token_id
-    problem_type return_dict task_specific_params tokenizer_class torch_dtype transformers_version
-    unk_token_id use_cache _name_or_path
+    _attn_implementation_autoset _name_or_path architectures attention_dropout bos_token_id
+    chunk_size_feed_forward classifier_dropout cls_token_id decoder_start_token_id dtype
+    eos_token_id finetuning_task gist id2label initializer_factor initializer_range is_llama_config
+    label2id max_length max_sequence_length max_window_layers model_type n_positions output_past
+    pad_token_id problem_type return_dict sep_token_id task_specific_params tokenizer_class
+    torch_dtype transformers.js_config transformers_version unk_token_id unsloth_version use_cache
 """
 HARMLESS = frozenset(_HARMLESS.split())
 

@@ -55,29 +55,32 @@ def make_diff(tuned: pathlib.Path, base: pathlib.Path, output: pathlib.Path) -> 
         _copy_other_files(tuned, beside)
 
 
-def recover(base: pathlib.Path, diff: pathlib.Path, output: pathlib.Path) -> None:
+def recover(base: pathlib.Path, diff: pathlib.Path, output: pathlib.Path, name: str) -> None:
     """Writes base + diff, in float32.
 
+    Args:
+      name: of the diff, such as the last part of its hub id.
+
     Raises:
-      UserError: if the two do not have the same tensors, the output exists, or the diff is one of
-        PUBLISHED_SUMS by name and the sum of the recovered weights is not the published one.
+      UserError: if the two do not have the same tensors, the output exists, or the name is one of
+        PUBLISHED_SUMS and the sum of the recovered weights is not the published one.
     """
     changes, known = TensorFiles(diff), TensorFiles(base)
     _check_pair(changes, known)
     sums: dict[str, float] = {}
     with whole_directory(output) as beside:
 
-        def recovered(name: str) -> np.ndarray:
-            change, before = _pair(name, changes, known)
+        def recovered(tensor: str) -> np.ndarray:
+            change, before = _pair(tensor, changes, known)
             value = before + change
-            for index, exact in _exact_values(diff, name):
+            for index, exact in _exact_values(diff, tensor):
                 value.reshape(-1)[index] = exact
-            sums[name] = float(value.sum(dtype=np.float64))
+            sums[tensor] = float(value.sum(dtype=np.float64))
             return value
 
         _write(beside, changes, recovered)
         _copy_other_files(diff, beside)
-        _check_sum(diff.name, sums, read_json(beside / "config.json"))
+        _check_sum(name, sums, read_json(beside / "config.json"))
 
 
 def _check_pair(changed: TensorFiles, known: TensorFiles) -> None:
