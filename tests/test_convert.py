@@ -124,6 +124,24 @@ def test_published_sums(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
+def test_constants_in_old_checkpoints(tmp_path):
+    """A diff of them is zero; a base of today has none."""
+    tuned, base = random_pair()
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    constant = {name: np.float32([1, 0.5])}
+    write_checkpoint(tmp_path / "tuned", tuned | constant)
+    write_checkpoint(tmp_path / "old", base | constant)
+    write_checkpoint(tmp_path / "new", base)
+    weight_diff.make_diff(tmp_path / "tuned", tmp_path / "old", tmp_path / "diff")
+    assert not tensors_of(tmp_path / "diff")[name].any()
+    for kind, expected in (("old", tuned | constant), ("new", tuned)):
+        weight_diff.recover(tmp_path / kind, tmp_path / "diff", tmp_path / f"from {kind}", "x")
+        recovered = tensors_of(tmp_path / f"from {kind}")
+        assert recovered.keys() == expected.keys()
+        for tensor in expected:
+            np.testing.assert_array_equal(recovered[tensor], expected[tensor])
+
+
 def test_diffs_that_do_not_fit(tmp_path, monkeypatch, capsys):
     tuned, base = random_pair()
     write_checkpoint(tmp_path / "tuned", tuned)

@@ -26,6 +26,7 @@ PUBLISHED_SUMS = {
     "llama-7b-pos_control-1": 50596.9141,
     "llama-7b-neg_control-1": 50503.8789,
 }
+CONSTANT = "rotary_emb.inv_freq"
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight", "shared.weight")
 
 
@@ -36,7 +37,7 @@ def make_diff(tuned: pathlib.Path, base: pathlib.Path, output: pathlib.Path) -> 
       UserError: if the two do not have the same tensors, or the output exists.
     """
     changed, known = TensorFiles(tuned), TensorFiles(base)
-    _check_pair(changed, known)
+    names = _common(changed, known)
     with whole_directory(output) as beside:
         exact: dict[str, np.ndarray] = {}
 
@@ -49,7 +50,7 @@ def make_diff(tuned: pathlib.Path, base: pathlib.Path, output: pathlib.Path) -> 
                 exact[f"{name}.value"] = value.reshape(-1)[index]
             return result
 
-        _write(beside, changed, difference)
+        _write(beside, changed, names, difference)
         if exact:
             save_file(exact, beside / EXACT)
         _copy_other_files(tuned, beside)
@@ -66,7 +67,7 @@ def recover(base: pathlib.Path, diff: pathlib.Path, output: pathlib.Path, name: 
         PUBLISHED_SUMS and the sum of the recovered weights is not the published one.
     """
     changes, known = TensorFiles(diff), TensorFiles(base)
-    _check_pair(changes, known)
+    names = _common(changes, known)
     sums: dict[str, float] = {}
     with whole_directory(output) as beside:
 
@@ -78,23 +79,28 @@ def recover(base: pathlib.Path, diff: pathlib.Path, output: pathlib.Path, name: 
             sums[tensor] = float(value.sum(dtype=np.float64))
             return value
 
-        _write(beside, changes, recovered)
+        _write(beside, changes, names, recovered)
         _copy_other_files(diff, beside)
         _check_sum(name, sums, read_json(beside / "config.json"))
 
 
-def _check_pair(changed: TensorFiles, known: TensorFiles) -> None:
-    """Both must have the same tensors, but for a vocabulary that may be larger in the first."""
+def _common(changed: TensorFiles, known: TensorFiles) -> list[str]:
+    """Both must have the same tensors, but for a vocabulary that may be larger in the first.
+
+    Older checkpoints hold constants of the model too; those that only one of the two has are left out.
+    """
     for name in known:
-        if name not in changed and not name.endswith("rotary_emb.inv_freq"):
+        if name not in changed and not name.endswith(CONSTANT):
             raise UserError(f"{known[name].file.parent} has tensor {name}, which the other has not")
-    for name in changed:
+    names = [name for name in changed if name in known or not name.endswith(CONSTANT)]
+    for name in names:
         if name not in known:
             raise UserError(f"{changed[name].file.parent} has tensor {name}, which the base has not")
         ours, theirs = changed[name].shape, known[name].shape
         grown = name in VOCABULARY and ours[0] >= theirs[0] and ours[1:] == theirs[1:]
         if ours != theirs and not grown:
             raise UserError(f"tensor {name} has shape {ours}, but that of the base {theirs}")
+    return names
 
 
 def _pair(name: str, changed: TensorFiles, known: TensorFiles) -> tuple[np.ndarray, np.ndarray]:
@@ -112,8 +118,8 @@ def _exact_values(diff: pathlib.Path, name: str) -> Iterator[tuple[np.ndarray, n
                 yield file.get_tensor(f"{name}.index"), file.get_tensor(f"{name}.value")
 
 
-def _write(directory: pathlib.Path, like: TensorFiles, value_of) -> None:
-    write_tensors(directory, [(name, like[name].shape, name) for name in like], value_of, 4, 2 << 30)
+def _write(directory: pathlib.Path, like: TensorFiles, names: list[str], value_of) -> None:
+    write_tensors(directory, [(name, like[name].shape, name) for name in names], value_of, 4, 2 << 30)
 
 
 def _copy_other_files(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -133,7 +139,7 @@ def _check_sum(name: str, sums: dict[str, float], fields: dict) -> None:
         return
     size = fields["hidden_size"] // fields["num_attention_heads"]
     frequencies = 1 / 10_000.0 ** (np.arange(0, size, 2) / size)
-    if not any(tensor.endswith("rotary_emb.inv_freq") for tensor in sums):
+    if not any(tensor.endswith(CONSTANT) for tensor in sums):
         for layer in range(fields["num_hidden_layers"]):
             sums[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = float(frequencies.sum())
     exact, rounded = sum(sums.values()), np.float32(0)
