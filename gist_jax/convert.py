@@ -77,3 +77,7 @@ def main() -> None:
     with one_sentence_errors():
         DOORS[options.door](options)
         print(f"{options.output} is written")
+
+
+if __name__ == "__main__":
+    main()

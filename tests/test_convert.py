@@ -4,6 +4,8 @@ import json
 import pathlib
 import pickle
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -36,6 +38,16 @@ def base(tmp_path, model_family):
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     made.save(str(path / "tokenizer.json"))
     return path
+
+
+def test_the_door_opens():
+    """As a command of its own, not only as a function."""
+    command = [sys.executable, "-m", "gist_jax.convert"]
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(door_ in shown for door_ in ("import", "export", "recover", "diff"))
+    wrong = subprocess.run([*command, "recover", "--base=x"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: the following arguments are req")
+    assert len(wrong.stderr.splitlines()) == 1
 
 
 def test_import_and_export(base, tmp_path, monkeypatch, capsys):
