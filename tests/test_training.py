@@ -293,9 +293,9 @@ def test_dropout_depends_on_seed_step_and_row_alone():
     """So neither the mesh nor accumulation changes the losses, and a resumed run repeats them."""
     config = TINY["t5"]
     tiny = config, family.init(config, jax.random.key(7))
-    expected = losses_on(tiny, None, 1, dropout=0.2)
-    np.testing.assert_allclose(losses_on(tiny, (2, 1, 2), 2, dropout=0.2), expected, rtol=1e-5)
-    without = losses_on(tiny, None, 1)
+    expected = losses_on(tiny, None, 1, steps=2, dropout=0.2)
+    np.testing.assert_allclose(losses_on(tiny, (2, 1, 2), 2, steps=2, dropout=0.2), expected, rtol=1e-5)
+    without = losses_on(tiny, None, 1, steps=2)
     assert all(abs(a - b) > 1e-3 for a, b in zip(expected, without, strict=True))
 
     def loss(seed, step):
