@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/python -m gist_jax.demo --output=$(DEMO)
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -n 2 -m "not slow"
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
