@@ -70,7 +70,7 @@ def test_t5(version, untied, condition, tmp_path):
             attention_mask=torch.from_numpy(seen).long(),
             decoder_input_ids=torch.from_numpy(written),
         ).logits
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
     if condition == "gist":
         assert_exports(params, checkpoint, model, tmp_path / "ours")
 
