@@ -7,7 +7,6 @@ python -m gist_jax.convert diff    --tuned=DIR --base=DIR --output=DIR
 """
 
 import argparse
-import dataclasses
 import pathlib
 
 from gist_jax.command_line import one_sentence_errors, parser
@@ -15,7 +14,7 @@ from gist_jax.data.tokenization import load_tokenizer
 from gist_jax.inference.load import load
 from gist_jax.interop import weight_diff, workdir
 from gist_jax.interop.export import DTYPES, whole_directory
-from gist_jax.interop.huggingface import Checkpoint, find, with_gist_token
+from gist_jax.interop.huggingface import Checkpoint, find
 
 
 def _import(options: argparse.Namespace) -> None:
@@ -23,17 +22,13 @@ def _import(options: argparse.Namespace) -> None:
     checkpoint, tokenizer = Checkpoint(directory), load_tokenizer(directory)
     trained = checkpoint.has_gist_token(tokenizer.vocab_size)
     settings = checkpoint.fields.get("gist", {})
-    stored = checkpoint.config.vocab_size
-    model = dataclasses.replace(checkpoint.config, vocab_size=max(stored, tokenizer.vocab_size))
-    params = checkpoint.load(options.dtype, vocab_size=model.vocab_size)
-    if not trained:
-        params = with_gist_token(params, gist_id=tokenizer.gist_id, stored=stored)
+    params = checkpoint.load_for(tokenizer, options.dtype)
     with whole_directory(options.output) as beside:
         tokenizer.save(beside / workdir.TOKENIZER)
         # The gist tokens of a model that was not trained with them hold nothing.
         condition = settings.get("condition", "gist" if trained else "pos_control")
         count = settings.get("num_gist_tokens", 1)
-        workdir.save_model(beside, model, condition, count)
+        workdir.save_model(beside, checkpoint.config_for(tokenizer), condition, count)
         workdir.write_json(beside / workdir.CONFIG, {})
         workdir.save_params(beside, params)
 

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 
 from gist_jax import gist
 from gist_jax.data.tokenization import train_bpe
@@ -11,7 +12,6 @@ from gist_jax.interop.huggingface import Checkpoint
 from gist_jax.training.step import Objective, logits
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional: pip install 'gist_jax[torch]'")
-import transformers  # noqa: E402
 
 VOCAB, GIST = 61, 60
 SHAPES = {

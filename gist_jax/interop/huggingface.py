@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from tqdm import tqdm
 
+from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
 from gist_jax.files import read_json
 from gist_jax.interop import llama, t5
@@ -55,17 +56,22 @@ def find(name: str | pathlib.Path) -> pathlib.Path:
         raise UserError(f"{problem}, and the Hugging Face hub gave no such model: {reason}") from None
 
 
+def _format_named(kind: Any):
+    """The module of FORMATS for a model_type."""
+    if kind not in FORMATS:
+        raise UserError(f"model_type {kind!r} is not supported, only {', '.join(FORMATS)}")
+    return FORMATS[kind]
+
+
 def read_config(fields: Mapping[str, Any], names) -> ModelConfig:
     """The configuration in the fields of a config.json, beside tensors of given names.
 
     Raises:
       UserError: naming an architecture or a field that is not computed here.
     """
-    kind = fields.get("model_type")
-    if kind not in FORMATS:
-        raise UserError(f"model_type {kind!r} is not supported, only {', '.join(FORMATS)}")
+    form = _format_named(fields.get("model_type"))
     try:
-        return FORMATS[kind].read_config(fields, names)
+        return form.read_config(fields, names)
     except KeyError as error:
         raise UserError(f"config.json has no field {error}") from None
     except UserError:
@@ -88,11 +94,9 @@ class Checkpoint:
         self.fields = read_json(directory / "config.json")
         if self.fields.get("quantization_config"):
             raise UserError(f"{directory} is a quantized checkpoint, which is not supported")
-        if self.fields.get("model_type") not in FORMATS:
-            read_config(self.fields, ())  # raises
+        form = _format_named(self.fields.get("model_type"))
         self.tensors = TensorFiles(directory)
         self.config = read_config(self.fields, self.tensors)
-        form = format_of(self.config)
         self.weights = list(weights(self.config, form.weights(self.config)))
         check(self.tensors, self.weights, lambda name: form.is_left_out(name, self.config))
 
@@ -103,6 +107,18 @@ class Checkpoint:
         checkpoints. A vocabulary that is merely padded beyond the tokenizer's does not count.
         """
         return "gist" in self.fields or self.config.vocab_size == tokenizer_size
+
+    def config_for(self, tokenizer: Tokenizer) -> ModelConfig:
+        """The model's shape with room for the gist token of a tokenizer."""
+        rows = max(self.config.vocab_size, tokenizer.vocab_size)
+        return dataclasses.replace(self.config, vocab_size=rows)
+
+    def load_for(self, tokenizer: Tokenizer, dtype, shardings: Any = None) -> Params:
+        """The parameters of `config_for`, see `load`; a gist token that was not trained is a mean."""
+        params = self.load(dtype, shardings, self.config_for(tokenizer).vocab_size)
+        if self.has_gist_token(tokenizer.vocab_size):
+            return params
+        return with_gist_token(params, gist_id=tokenizer.gist_id, stored=self.config.vocab_size)
 
     def load(self, dtype, shardings: Any = None, vocab_size: int | None = None) -> Params:
         """Streams the parameters, with stacked layers, to where they shall lie.

@@ -28,7 +28,7 @@ from gist_jax.data.tokenization import (
 from gist_jax.errors import UserError
 from gist_jax.files import read_json
 from gist_jax.interop import workdir as files
-from gist_jax.interop.huggingface import Checkpoint, find, with_gist_token
+from gist_jax.interop.huggingface import Checkpoint, find
 from gist_jax.models import family
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
@@ -85,8 +85,7 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
     if checkpoint is None:
         model = model_config(config, tokenizer.vocab_size)
     else:
-        stored = checkpoint.config.vocab_size
-        model = dataclasses.replace(checkpoint.config, vocab_size=max(stored, tokenizer.vocab_size))
+        model = checkpoint.config_for(tokenizer)
     _check_positions(config, splits, model)
     dtype = jnp.dtype(config.param_dtype)
     shapes = jax.eval_shape(lambda: family.init(model, jax.random.key(0), dtype))
@@ -97,10 +96,7 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
     else:
 
         def init() -> Params:
-            params = checkpoint.load(dtype, params_on, model.vocab_size)
-            if checkpoint.has_gist_token(tokenizer.vocab_size):
-                return params
-            return with_gist_token(params, gist_id=tokenizer.gist_id, stored=stored)
+            return checkpoint.load_for(tokenizer, dtype, params_on)
 
     _describe(config, workdir, tokenizer, model, goes_on)
     prompts = Prompts(tokenizer, config.num_gist_tokens, model.decoder_start_token)
