@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 
-from gist_jax.errors import UserError
+from gist_jax.errors import Stopped, UserError
 
 # Libraries that tell a user of these commands about their own insides.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -14,11 +14,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 @contextlib.contextmanager
 def one_sentence_errors():
-    """Prints a user's mistake on stderr and exits with 1; Ctrl-C exits with 130."""
+    """Prints a user's mistake on stderr and exits with 1.
+
+    Ctrl-C exits with 130, and a run that SIGTERM stopped with 143, so that whoever sent it can tell a
+    run that is to go on from one that is done.
+    """
     try:
         yield
     except (UserError, OSError) as error:
         sys.exit("error: " + " ".join(str(error).split()))
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(143)
     except KeyboardInterrupt:
         sys.exit(130)
 

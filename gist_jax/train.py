@@ -12,6 +12,7 @@ from ml_collections import config_flags
 from gist_jax.command_line import one_sentence_errors
 from gist_jax.errors import UserError
 from gist_jax.evaluation.scores import evaluator
+from gist_jax.training import distributed
 from gist_jax.training.loop import train
 from gist_jax.training.run import prepare
 
@@ -40,6 +41,7 @@ def _main(argv: list[str]) -> None:
         config = _CONFIG.value
     except Exception as error:  # whatever the file does
         raise UserError(f"cannot load the config: {error}") from None
+    distributed.initialize()
     run = prepare(config, pathlib.Path(_WORKDIR.value))
     train(run, evaluator(run))
 

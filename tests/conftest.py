@@ -1,5 +1,6 @@
 """What several tests share. Everything compiled is cached between runs."""
 
+import os
 import pathlib
 
 import hypothesis
@@ -18,8 +19,9 @@ from gist_jax.training.run import prepare
 
 TESTS = pathlib.Path(__file__).parent
 
-# Meshes are tested on simulated devices.
-jax.config.update("jax_num_cpu_devices", 4)
+# Meshes are tested on simulated devices, even where there is a GPU, or libtpu without a TPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(TESTS.parent / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

@@ -171,8 +171,8 @@ def test_mistakes_with_models(tmp_path, workdir, monkeypatch, capsys):
     [
         ("num_gist_tokens", 0, "config.num_gist_tokens must be at least 1, but is 0"),
         ("condition", "gits", "config.condition is 'gits' but must be one of gist"),
-        ("data.batch_size", 6, "a batch of 6 rows in 1 microbatch.* does not divide over the 4 devices"),
-        ("mesh.fsdp", 3, "does not fit the 4 devices"),
+        ("data.batch_size", 6, "a batch of 6 rows in 1 microbatch.* does not divide over the 8 devices"),
+        ("mesh.fsdp", 3, "does not fit the 8 devices"),
         ("optimizer.accumulate", 3, "must be a multiple of config.optimizer.accumulate"),
         ("data.source", "/nowhere", "/nowhere is neither 'instructions', nor a file"),
         ("data.tokenizer", "/nowhere", "there is no tokenizer at /nowhere"),

@@ -110,11 +110,11 @@ def test_each_process_reads_its_half(tmp_path, fsdp, tensor):
 
 
 def test_only_what_a_device_holds_is_read(tmp_path):
-    """Four devices of one process share each tensor, which is read once."""
+    """Eight devices of one process share each tensor, which is read once."""
     config = LlamaConfig(320, 64, 128, 2, 4, 4, 16, 64)
     size, _, _ = write_model(tmp_path / "model", config, 1 << 16)
     settings = default()
-    settings.mesh.update(data=2, fsdp=2, tensor=1)
+    settings.mesh.update(data=2, fsdp=2, tensor=2)
     mesh = sharding.make_mesh(settings)
     shapes = jax.eval_shape(lambda: family.init(config, jax.random.key(0)))
     on = sharding.param_shardings(mesh, family.logical_axes(config), shapes)

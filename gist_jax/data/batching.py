@@ -86,6 +86,31 @@ def _named(batch: dict[str, np.ndarray]) -> Batch:
     return named
 
 
+class _Rows(grain.MapDataset):
+    """Some rows of every batch, in the order of the batches."""
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: np.ndarray):
+        super().__init__(parent)
+        self._batch_size, self._rows = batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index: int):
+        batch, row = divmod(index, len(self._rows))
+        return self._parent[batch * self._batch_size + int(self._rows[row])]
+
+
+def row_lengths(
+    decoder_start_token: int | None, max_length: int, max_output_length: int
+) -> dict[str, int]:
+    """The length of every field of a row, see `training_batches`."""
+    if decoder_start_token is None:
+        return dict.fromkeys(("tokens", "segment", "targets", "weights"), max_length)
+    of_output = ("decoder_tokens", "decoder_segment", "targets", "weights")
+    return {"tokens": max_length, "segment": max_length, **dict.fromkeys(of_output, max_output_length)}
+
+
 def training_batches(
     examples: Sequence[Example],
     prompts: Prompts,
@@ -95,6 +120,7 @@ def training_batches(
     max_output_length: int,
     pack: bool,
     seed: int,
+    rows: np.ndarray | None = None,
 ) -> grain.DatasetIterator:
     """An endless, shuffled, checkpointable stream of batches.
 
@@ -104,20 +130,26 @@ def training_batches(
     besides. With `pack` a row holds as many whole examples as fit, each a segment of its own; otherwise
     one example a row, so that `batch_size` counts examples.
 
-    The iterator's `get_state` and `set_state` make a stream go on exactly where it was.
+    Args:
+      rows: which rows of every batch this process needs; all by default. Packed rows depend on all
+        examples before them, so each process packs whole batches.
+
+    The iterator's `get_state` and `set_state` make a stream go on exactly where it was, with the same or
+    other rows.
     """
 
     # One thread reads ahead. Tokenizing is Python: more threads would only contend for its lock.
     def ahead(elements: int) -> grain.ReadOptions:
         return grain.ReadOptions(num_threads=1, prefetch_buffer_size=elements)
 
-    if prompts.decoder_start_token is None:
+    rows = np.arange(batch_size) if rows is None else rows
+    start = prompts.decoder_start_token
+    if start is None:
         tokenize = Continue(prompts, max_length)
-        lengths = dict.fromkeys(("tokens", "targets", "weights"), max_length)
     else:
         tokenize = Translate(prompts, max_length, max_output_length)
-        of_output = dict.fromkeys(("decoder_tokens", "targets", "weights"), max_output_length)
-        lengths = {"tokens": max_length, **of_output}
+    lengths = row_lengths(start, max_length, max_output_length)
+    lengths = {name: n for name, n in lengths.items() if not name.endswith("segment")}
     dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat().map(tokenize)
     if pack:
         packed = grain.experimental.FirstFitPackIterDataset(
@@ -125,6 +157,8 @@ def training_batches(
             length_struct=lengths,
             num_packing_bins=batch_size,
         )
-        return iter(packed.batch(batch_size, drop_remainder=True).map(_named))
-    padded = dataset.map(Pad(lengths, prompts.tokenizer.pad_id)).batch(batch_size, drop_remainder=True)
+        batches = packed.batch(batch_size, drop_remainder=True).map(_named)
+        return iter(batches.map(lambda batch: {name: x[rows] for name, x in batch.items()}))
+    padded = _Rows(dataset.map(Pad(lengths, prompts.tokenizer.pad_id)), batch_size, rows)
+    padded = padded.batch(len(rows), drop_remainder=True)
     return iter(padded.map(_named).to_iter_dataset(ahead(2)))

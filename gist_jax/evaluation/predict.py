@@ -10,6 +10,7 @@ from gist_jax.data.sources import Example
 from gist_jax.errors import UserError
 from gist_jax.files import whole_file
 from gist_jax.inference.language_model import LanguageModel
+from gist_jax.training.distributed import is_first
 
 FIELDS = ("instruction", "input", "reference", "prediction")
 
@@ -34,7 +35,9 @@ def predict(
         prompts.append(model.prompts.prompt_ids(*texts, max_input_length))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
-    with tqdm(total=len(prompts), desc=description, unit="example", leave=False) as bar:
+    with tqdm(
+        total=len(prompts), desc=description, unit="example", leave=False, disable=not is_first()
+    ) as bar:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             ids = model.generate_ids([prompts[i] for i in chosen], None, max_new_tokens)

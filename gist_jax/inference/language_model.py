@@ -5,10 +5,13 @@ import functools
 import hashlib
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
 
 from gist_jax.data.prompts import Prompts
 from gist_jax.data.tokenization import Tokenizer
@@ -19,6 +22,7 @@ from gist_jax.inference.generate import generate
 from gist_jax.inference.gist_cache import GistCache
 from gist_jax.inference.sampling import Sampling
 from gist_jax.interop.export import export
+from gist_jax.models.axes import spec, ways
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params, unstacked
 
@@ -47,11 +51,6 @@ def _checksums(leaves: list[jax.Array]) -> jax.Array:
     return jnp.stack([checksum(x) for x in leaves])
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
-def _for_inference(params: Params, dtype: str) -> Params:
-    return jax.tree.map(lambda x: x.astype(dtype), unstacked(params))
-
-
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
     """What `gist_jax.load` returns. Make one from training's parameters with `from_params`."""
@@ -61,7 +60,7 @@ class LanguageModel:
     tokenizer: Tokenizer
     num_gist_tokens: int
     condition: str  # the attention mask the model was trained with
-    fingerprint: str
+    mesh: Mesh | None = None  # of the devices that share the rows of a batch; None: one device
 
     @classmethod
     def from_params(
@@ -73,11 +72,26 @@ class LanguageModel:
         num_gist_tokens: int,
         condition: str = "gist",
         dtype: str = "float32",
+        params_on: Any = None,
+        mesh: Mesh | None = None,
     ) -> "LanguageModel":
-        """Casts stacked parameters once and takes their layers apart."""
-        fingerprint = model_fingerprint(params, config, tokenizer)
-        params = _for_inference(params, dtype)
-        return cls(config, params, tokenizer, num_gist_tokens, condition, fingerprint)
+        """Casts stacked parameters once and takes their layers apart.
+
+        Args:
+          params_on: where they shall lie; a sharding for every parameter, with layers apart.
+          mesh: of the devices that share the rows of a batch.
+        """
+
+        def for_inference(params: Params) -> Params:
+            return jax.tree.map(lambda x: x.astype(dtype), unstacked(params))
+
+        params = jax.jit(for_inference, out_shardings=params_on)(params)
+        return cls(config, params, tokenizer, num_gist_tokens, condition, mesh)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of this very model: gist caches of others are refused."""
+        return model_fingerprint(self.params, self.config, self.tokenizer)
 
     def export(self, directory: str | pathlib.Path, dtype: str = "float32") -> None:
         """Writes a directory in Hugging Face format, see `gist_jax.interop.export`."""
@@ -172,6 +186,8 @@ class LanguageModel:
         before = np.zeros(1, int) if gists is None else np.asarray(gists.offset)
         self._check_positions(int(np.max(before + [len(row) for row in rows])) + max_new_tokens)
         tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
+        if self.mesh is not None:
+            tokens, segment = self._on_mesh(tokens), self._on_mesh(segment)
         if gists is not None and len(gists) > 1 and len(gists) != len(tokens):
             # Rows of padding need a cache too: any will do.
             gists = gists[np.arange(len(tokens)) % len(gists)]
@@ -189,7 +205,13 @@ class LanguageModel:
             gist_token=self.tokenizer.gist_id,
             max_new=bucket(max_new_tokens, smallest=16),
         )
-        return np.asarray(output)[: len(rows), :max_new_tokens]
+        output = multihost_utils.process_allgather(output, tiled=True)
+        return output[: len(rows), :max_new_tokens]
+
+    def _on_mesh(self, x: np.ndarray) -> jax.Array:
+        """Rows split over the mesh, after rows of zeros that make them divide evenly."""
+        x = np.pad(x, ((0, -len(x) % ways(self.mesh, "batch")), (0, 0)))
+        return jax.device_put(x, NamedSharding(self.mesh, spec(self.mesh, ("batch", "length"), x.shape)))
 
     def _instruction_ids(self, text: str) -> list[int]:
         self._check_gist_token()

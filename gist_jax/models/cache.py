@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 
+from gist_jax.models.axes import constrain
+
 KeyValue = tuple[jax.Array, jax.Array]  # keys and values of one layer, each [B, K, S, H]
 
 
@@ -72,9 +74,11 @@ class Memory:
 
 def empty(num_layers: int, shape: tuple[int, int, int, int], dtype) -> KVCache:
     """A cache of zeros, `[B, K, S, H]` per layer."""
-    return KVCache.of_layers(
-        (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(num_layers)
-    )
+
+    def zeros() -> jax.Array:
+        return constrain(jnp.zeros(shape, dtype), "batch", "kv_heads", "length", "head_dim")
+
+    return KVCache.of_layers((zeros(), zeros()) for _ in range(num_layers))
 
 
 def write(cache: jax.Array, new: jax.Array, slot: int | jax.Array) -> jax.Array:

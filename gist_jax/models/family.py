@@ -43,13 +43,17 @@ def _abstract(config: ModelConfig, stacked: bool):
     return nnx.split(nnx.eval_shape(lambda: module(config, jnp.float32, stacked, nnx.Rngs(params=0))))
 
 
-def logical_axes(config: ModelConfig) -> Params:
-    """The name of every dimension of every stacked parameter: nested dict of tuples of str."""
+def logical_axes(config: ModelConfig, stacked: bool = True) -> Params:
+    """The name of every dimension of every parameter: nested dict of tuples of str.
+
+    Args:
+      stacked: whether layers are stacked, and have a name for that dimension, or apart.
+    """
 
     def axes(path, parameter):
-        layered = any(getattr(key, "key", None) == "layers" for key in path)
+        layered = stacked and any(getattr(key, "key", None) == "layers" for key in path)
         return (*(("layers",) if layered else ()), *parameter.get_metadata()["axes"])
 
-    _, state = _abstract(config, True)
+    _, state = _abstract(config, stacked)
     named = jax.tree_util.tree_map_with_path(axes, state, is_leaf=lambda p: isinstance(p, nnx.Variable))
     return nnx.to_pure_dict(named)

@@ -10,8 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gist_jax.models.axes import constrain
 from gist_jax.models.cache import KeyValue, write
 from gist_jax.models.dropout import Dropout
+
+# Names of the dimensions of [B, T, D] between layers, and of an embedding.
+HIDDEN = ("batch", "length", "hidden")
+VOCAB = ("vocab", "embed")
 
 
 def normal_param(rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str], stddev: float, dtype):
@@ -42,12 +47,14 @@ class Projection(nnx.Module):
     def __init__(
         self, equation: str, shape, axes, stddev: float, dtype, rngs: nnx.Rngs, bias: bool = False
     ):
-        self.equation = equation
+        self.equation, self.axes = equation, tuple(axes)
         self.kernel = normal_param(rngs, shape, axes, stddev, dtype)
         self.bias = nnx.Param(jnp.zeros(shape[1:], dtype), axes=tuple(axes[1:])) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = jnp.einsum(self.equation, x, self.kernel.astype(x.dtype))
+        # Split here too, so that its gradient is summed into parts and never whole on a device.
+        kernel = constrain(self.kernel.astype(x.dtype), *self.axes)
+        x = jnp.einsum(self.equation, x, kernel)
         return x if self.bias is None else x + self.bias.astype(x.dtype)
 
 
@@ -68,10 +75,11 @@ class Attention(nnx.Module):
         """
         d, n, k, h = sizes
         of_query, of_key_value, of_output = stddevs
-        into, out_of = ("embed", "heads", "head_dim"), ("heads", "head_dim", "embed")
-        self.query = Projection("btd,dnh->btnh", (d, n, h), into, of_query, dtype, rngs, bias)
-        self.key = Projection("btd,dkh->btkh", (d, k, h), into, of_key_value, dtype, rngs, bias)
-        self.value = Projection("btd,dkh->btkh", (d, k, h), into, of_key_value, dtype, rngs, bias)
+        of_heads, of_kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
+        key_value = "btd,dkh->btkh", (d, k, h), of_kv_heads, of_key_value, dtype, rngs, bias
+        self.query = Projection("btd,dnh->btnh", (d, n, h), of_heads, of_query, dtype, rngs, bias)
+        self.key, self.value = Projection(*key_value), Projection(*key_value)
+        out_of = "heads", "head_dim", "embed"
         self.output = Projection("btnh,nhd->btd", (n, h, d), out_of, of_output, dtype, rngs)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -82,8 +90,10 @@ class Attention(nnx.Module):
 def embed(embedding: nnx.Param, ids: jax.Array, dtype=None) -> jax.Array:
     """`[B, T, D]` of token ids `[B, T]`, or of embeddings, which stay as they are."""
     if jnp.issubdtype(ids.dtype, jnp.integer):
-        ids = jnp.take(embedding[...], ids, axis=0)
-    return ids.astype(dtype or embedding.dtype)
+        # Every device looks up its part of the columns for all rows that share its parts of the table;
+        # then rows and columns are exchanged. XLA by itself would gather all rows everywhere.
+        ids = constrain(jnp.take(embedding[...], ids, axis=0), "lookup", "length", "embed")
+    return constrain(ids.astype(dtype or embedding.dtype), *HIDDEN)
 
 
 def head_logits(model, hidden: jax.Array) -> jax.Array:
@@ -91,8 +101,9 @@ def head_logits(model, hidden: jax.Array) -> jax.Array:
     tied = model.config.tie_embeddings
     kernel = model.embedding if tied else model.head.kernel
     equation = "btd,vd->btv" if tied else "btd,dv->btv"
-    kernel = kernel.astype(hidden.dtype)
-    return jnp.einsum(equation, hidden, kernel, preferred_element_type=jnp.float32)
+    kernel = constrain(kernel.astype(hidden.dtype), *(VOCAB if tied else VOCAB[::-1]))
+    scores = jnp.einsum(equation, hidden, kernel, preferred_element_type=jnp.float32)
+    return constrain(scores, "batch", "length", "vocab")
 
 
 def rotary_angles(positions: jax.Array, frequencies: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gist_jax.models.axes import constrain
 from gist_jax.models.cache import KeyValue, KVCache, Memory, empty
 from gist_jax.models.config import LlamaConfig
 from gist_jax.models.layers import (
+    HIDDEN,
+    VOCAB,
     Attention,
     Projection,
     RMSNorm,
@@ -75,7 +78,8 @@ class Block(nnx.Module):
         q, k = rotate(q, angles), rotate(k, angles)
         attended, new = attend_past(q, k, v, bias, before, past, slot, implementation=implementation)
         x = x + self.attention.output(attended)
-        return x + self.feed_forward(self.feed_forward_norm(x)), new
+        x = x + self.feed_forward(self.feed_forward_norm(x))
+        return constrain(x, *HIDDEN), new
 
 
 class Llama(nnx.Module):
@@ -84,12 +88,12 @@ class Llama(nnx.Module):
     def __init__(self, config: LlamaConfig, dtype, stacked: bool, rngs: nnx.Rngs):
         v, d, stddev = config.vocab_size, config.hidden_size, config.initializer_range
         self.config = config
-        self.embedding = normal_param(rngs, (v, d), ("vocab", "embed"), stddev, dtype)
+        self.embedding = normal_param(rngs, (v, d), VOCAB, stddev, dtype)
         make = functools.partial(Block, config, dtype)
         self.layers = make_layers(make, config.num_layers, stacked, rngs)
         self.norm = RMSNorm(d, config.norm_eps, dtype)
         if not config.tie_embeddings:
-            self.head = Projection("btd,dv->btv", (d, v), ("embed", "vocab"), stddev, dtype, rngs)
+            self.head = Projection("btd,dv->btv", (d, v), VOCAB[::-1], stddev, dtype, rngs)
 
     def _angles(self, positions):
         return rotary_angles(positions, jnp.asarray(frequencies(self.config)))

@@ -16,10 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gist_jax.models.axes import constrain
 from gist_jax.models.cache import KeyValue, KVCache, Memory, empty
 from gist_jax.models.config import T5Config
 from gist_jax.models.dropout import Dropout
 from gist_jax.models.layers import (
+    HIDDEN,
+    VOCAB,
     Attention,
     Projection,
     RMSNorm,
@@ -132,7 +135,8 @@ class Block(nnx.Module):
 
     def feed(self, x, dropout: Dropout | None = None):
         drop = dropout or _none
-        return x + drop(self.feed_forward(self.feed_forward_norm(x), drop))
+        x = x + drop(self.feed_forward(self.feed_forward_norm(x), drop))
+        return constrain(x, *HIDDEN)
 
 
 class Stack(nnx.Module):
@@ -172,11 +176,11 @@ class T5(nnx.Module):
     def __init__(self, config: T5Config, dtype, stacked: bool, rngs: nnx.Rngs):
         v, d, factor = config.vocab_size, config.hidden_size, config.initializer_factor
         self.config = config
-        self.embedding = normal_param(rngs, (v, d), ("vocab", "embed"), factor, dtype)
+        self.embedding = normal_param(rngs, (v, d), VOCAB, factor, dtype)
         self.encoder = Stack(config, dtype, False, stacked, rngs)
         self.decoder = Stack(config, dtype, True, stacked, rngs)
         if not config.tie_embeddings:
-            self.head = Projection("btd,dv->btv", (d, v), ("embed", "vocab"), factor, dtype, rngs)
+            self.head = Projection("btd,dv->btv", (d, v), VOCAB[::-1], factor, dtype, rngs)
 
     def forward(
         self,

@@ -1,10 +1,17 @@
-"""Orbax checkpoints of a run: asynchronous, the best and the last are kept."""
+"""Orbax checkpoints of a run: asynchronous, sharded; the best and the last two are kept."""
 
+import contextlib
+import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
+import jax
+from absl import logging
 from orbax.checkpoint import v1 as ocp
 
+from gist_jax.errors import UserError
+from gist_jax.training import distributed
 from gist_jax.training.step import TrainState
 
 
@@ -15,18 +22,23 @@ class Checkpoints:
     """
 
     def __init__(self, directory: pathlib.Path, metric: str):
-        policies = ocp.training.preservation_policies
+        self._directory, self._metric = directory.resolve(), metric
+        self._orbax = self._open()
+
+    def _open(self) -> ocp.training.Checkpointer:
+        policies, metric = ocp.training.preservation_policies, self._metric
 
         def by_metric(metrics: dict[str, float]) -> float:
             return metrics.get(metric, float("-inf"))
 
         # BestN sorts ascending and keeps the end of the list: the highest.
         best = policies.BestN(get_metric_fn=by_metric, n=1, keep_checkpoints_without_metrics=False)
-        self._orbax = ocp.training.Checkpointer(
-            directory.resolve(),
+        return ocp.training.Checkpointer(
+            self._directory,
             # The loop decides when: every call saves.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
+            # The last but one is for the case that the last gets damaged.
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
             cleanup_tmp_directories=True,
         )
 
@@ -34,7 +46,19 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_) -> None:
-        self._orbax.close()
+        with self._one_sentence():
+            self._orbax.close()
+
+    @contextlib.contextmanager
+    def _one_sentence(self) -> Iterator[None]:
+        """What is wrong with a save that has failed, at once or in the background."""
+        try:
+            yield
+        except Exception as error:  # of many kinds, of Orbax and of TensorStore below it
+            reason = " ".join(str(error).split())[-300:]
+            raise UserError(
+                f"cannot save a checkpoint in {self._directory} (those before are kept): {reason}"
+            ) from error
 
     def save(self, state: TrainState, data: Any, metrics: dict[str, float] | None) -> None:
         """Starts saving in the background; returns once the arrays may change again.
@@ -42,28 +66,70 @@ class Checkpoints:
         Args:
           data: JSON-able state of the input pipeline.
           metrics: of an evaluation of this very state, if there was one.
+
+        Raises:
+          UserError: if this save or the one before it failed, for example because the disk is full.
         """
-        self._orbax.save_checkpointables_async(
-            int(state.step),
-            # Apart, so that inference reads the parameters alone.
-            {"params": state.params, "optimizer": {"state": state.optimizer, "step": state.step}},
-            metrics=metrics,
-            custom_metadata={"data": data},
-        )
+        # Apart, so that inference reads the parameters alone.
+        parts = {
+            "params": state.params,
+            "optimizer": {"state": state.optimizer, "step": state.step},
+        }
+        with self._one_sentence():
+            self._orbax.save_checkpointables_async(
+                int(state.step), parts, metrics=metrics, custom_metadata={"data": data}
+            )
 
     def restore(self, like: TrainState) -> tuple[TrainState, Any] | None:
-        """The last state and its `data`, or None if nothing was saved.
+        """The last state that can be read and its `data`, or None if nothing was saved.
+
+        Checkpoints after it, which cannot be read, are moved out of the way with a warning.
 
         Args:
           like: a state of ShapeDtypeStructs with shardings.
+
+        Raises:
+          UserError: if there are checkpoints but none can be read.
         """
-        latest = self._orbax.latest
-        if latest is None:
-            return None
-        optimizer = {"state": like.optimizer, "step": like.step}
-        loaded = self._orbax.load_checkpointables(
-            latest.step, {"params": like.params, "optimizer": optimizer}
-        )
-        data = self._orbax.checkpointables_metadata(latest.step).custom_metadata["data"]
+        steps = [checkpoint.step for checkpoint in self._orbax.checkpoints]
+        for step in reversed(steps):
+            found, problem = None, "another process cannot read its part"
+            try:
+                found = self._load(step, like)
+            except Exception as error:  # of many kinds, for damaged files
+                problem = " ".join(str(error).split())[:300]
+            if distributed.all_true(found is not None):
+                return found
+            if step == steps[0]:
+                raise UserError(f"no checkpoint in {self._directory} can be read: {problem}")
+            self._put_aside(step, problem)
+        return None
+
+    def _load(self, step: int, like: TrainState) -> tuple[TrainState, Any]:
+        """Every process alone: one that fails must not leave the others waiting for it."""
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+        path = self._directory / str(step)
+        with ocp.Context(multiprocessing_options=alone):
+            data = ocp.checkpointables_metadata(path).custom_metadata["data"]
+            optimizer = {"state": like.optimizer, "step": like.step}
+            loaded = ocp.load_checkpointables(path, {"params": like.params, "optimizer": optimizer})
         state = TrainState(loaded["optimizer"]["step"], loaded["params"], loaded["optimizer"]["state"])
-        return state, data
+        return jax.block_until_ready(state), data
+
+    def _put_aside(self, step: int, problem: str) -> None:
+        """Moves a damaged checkpoint beside the others, so that its step can be saved again."""
+        aside = self._directory.parent / f"damaged-{step}"
+        if distributed.is_first():
+            while aside.exists():
+                aside = aside.with_name(aside.name + "x")
+            os.replace(self._directory / str(step), aside)
+        logging.error(
+            "CHECKPOINT %d CANNOT BE READ and is now %s; going on from the one before it. %s",
+            step,
+            aside,
+            problem,
+        )
+        distributed.wait_for_all(f"put aside {step}")
+        self._orbax.close()
+        self._orbax = self._open()

@@ -67,7 +67,9 @@ def default(model_family: str = "llama") -> ConfigDict:
             # Shape of a model with random weights; ignored when there is a pretrained one.
             "model": {"family": model_family, **_MODELS[model_family]},
             "dtype": "bfloat16",  # of the computation: bfloat16 or float32
-            "param_dtype": "float32",  # of the parameters and the optimizer state
+            # Of the parameters that a step computes with and of their gradients. The optimizer changes
+            # master weights, which are float32; with bfloat16 a step begins with a rounded copy.
+            "param_dtype": "float32",
             "attention": "xla",  # xla, or cudnn on an NVIDIA GPU
             "dropout": 0.1 if model_family == "t5" else 0.0,  # rate; LLaMA has none
             "remat": "none",  # none, dots or full: what is recomputed in the backward pass
@@ -84,12 +86,14 @@ def default(model_family: str = "llama") -> ConfigDict:
                 "pack": False,  # several examples in a row
             },
             "optimizer": {
+                "name": "adamw",  # adamw or adafactor, which has no b1, b2, eps and moment_dtype
                 "learning_rate": 2e-5,
                 "schedule": "cosine",  # cosine or constant, after linear warm-up
                 "warmup_steps": 90,
                 "b1": 0.9,
                 "b2": 0.999,
                 "eps": 1e-8,
+                "moment_dtype": "float32",  # of AdamW's first moment: float32 or bfloat16
                 "weight_decay": 0.0,  # not on norms
                 "clip_norm": 1.0,
                 "accumulate": 1,  # microbatches per step
@@ -137,6 +141,8 @@ def validate(config: ConfigDict) -> None:
         "param_dtype": ("bfloat16", "float32"),
         "attention": ("xla", "cudnn"),
         "remat": tuple(REMAT_POLICIES),
+        "optimizer.name": ("adamw", "adafactor"),
+        "optimizer.moment_dtype": ("float32", "bfloat16"),
         "optimizer.schedule": ("cosine", "constant"),
     }
     for name, choices in one_of.items():

@@ -1,25 +1,24 @@
 """The training loop."""
 
 import contextlib
-import functools
 import math
 import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from tqdm import tqdm
 
 from gist_jax.data.batching import training_batches
-from gist_jax.errors import UserError
+from gist_jax.errors import Stopped, UserError
 from gist_jax.interop.workdir import CHECKPOINTS
 from gist_jax.models.stack import Params
 from gist_jax.training import sharding
 from gist_jax.training.checkpoints import Checkpoints
-from gist_jax.training.metrics import MetricsWriter
-from gist_jax.training.optimizer import make_optimizer, make_schedule
+from gist_jax.training.distributed import Preemption, is_first
+from gist_jax.training.metrics import MetricsWriter, NoMetrics
+from gist_jax.training.optimizer import make_schedule
 from gist_jax.training.run import Run
-from gist_jax.training.step import Objective, TrainState, summed_loss, train_step
+from gist_jax.training.step import TrainState
 
 # Scores of parameters after a step, by name, such as "validation_seen/rougeL".
 Evaluate = Callable[[Params, int], dict[str, float]]
@@ -39,48 +38,11 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
       The state after the last step.
 
     Raises:
+      Stopped: after SIGTERM; all was saved.
       Diverged: naming the step. The last checkpoint is from before it.
     """
-    config = run.config
-    optimizer = make_optimizer(config)
-    replicated = sharding.replicated(run.mesh)
-    state_on = TrainState(
-        replicated,
-        run.params_on,
-        sharding.optimizer_shardings(run.mesh, optimizer, run.shapes, run.params_on),
-    )
-    create = jax.jit(
-        lambda params: TrainState(jnp.int32(0), params, optimizer.init(params)),
-        donate_argnums=0,
-        out_shardings=state_on,
-    )
-    objective = Objective(
-        config.condition,
-        run.prompts.tokenizer.gist_id,
-        dtype=config.dtype,
-        remat=config.remat,
-        attention=config.attention,
-        dropout=config.dropout,
-        seed=config.seed,
-    )
-    step_fn = jax.jit(
-        functools.partial(
-            train_step,
-            config=run.model,
-            objective=objective,
-            optimizer=optimizer,
-            accumulate=config.optimizer.accumulate,
-        ),
-        donate_argnums=0,
-        in_shardings=(state_on, run.rows_on),
-        out_shardings=(state_on, replicated),
-    )
-
-    @jax.jit
-    def loss_of_microbatch(params, batch):
-        rows = jax.tree.map(lambda x: x[:: config.optimizer.accumulate], batch)
-        return summed_loss(params, run.model, objective, rows)
-
+    config, program = run.config, run.program
+    rows = sharding.local_rows(program.rows_on, config.data.batch_size)
     batches = training_batches(
         run.splits["train"],
         run.prompts,
@@ -89,44 +51,49 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
         max_output_length=config.data.max_output_length,
         pack=config.data.pack,
         seed=config.seed,
+        rows=rows,
     )
-
-    with Checkpoints(run.workdir / CHECKPOINTS, config.checkpoint.metric) as checkpoints:
-        like = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            jax.eval_shape(create, run.shapes),
-            state_on,
-        )
-        restored = checkpoints.restore(like)
+    with (
+        jax.set_mesh(program.mesh),
+        Preemption() as preempted,
+        Checkpoints(run.workdir / CHECKPOINTS, config.checkpoint.metric) as checkpoints,
+    ):
+        restored = checkpoints.restore(program.state)
         if restored is None:
-            state = create(run.init())
+            state = program.create(run.init())
         else:
             state, data = restored
             batches.set_state(data)
         start = int(state.step)
-        writer = MetricsWriter(run.workdir, start, config.to_dict(), config.log.wandb)
+        if is_first():
+            writer = MetricsWriter(run.workdir, start, config.to_dict(), config.log.wandb)
+        else:
+            writer = NoMetrics()
         report = _Report(writer, make_schedule(config), config.log.every, start, config.num_steps)
         with contextlib.closing(writer), contextlib.closing(report):
             pending = None  # metrics of the step before, read while the device works on the next
             for step in range(start + 1, config.num_steps + 1):
-                batch = jax.device_put(next(batches), run.rows_on)
-                state, metrics = step_fn(state, batch)
+                batch = sharding.place_rows(next(batches), rows, program.rows_on, config.data.batch_size)
+                state, metrics = program.step(state, batch)
                 if pending is not None:
                     report(step - 1, pending)
                 pending = metrics
+                stops = preempted(step) and step < config.num_steps
                 evaluates = evaluate is not None and _due(
                     step, config.evaluation.every, config.num_steps
                 )
-                if evaluates or _due(step, config.checkpoint.every, config.num_steps):
+                if stops or evaluates or _due(step, config.checkpoint.every, config.num_steps):
                     report(step, metrics)
                     pending = None
                     # The loss above is of before the update; what is saved must be sound after it.
-                    _check_finite(step, float(loss_of_microbatch(state.params, batch)))
+                    _check_finite(step, float(program.loss_of_microbatch(state.params, batch)))
                     scores = evaluate(state.params, step) if evaluates else None
                     if scores:
                         writer.write(step, scores)
                     checkpoints.save(state, batches.get_state(), scores)
                     report.restart_clock()
+                if stops:
+                    raise Stopped(f"stopped at step {step}: the same command goes on from there")
     return state
 
 
@@ -147,7 +114,7 @@ class _Report:
 
     def __init__(self, writer: MetricsWriter, schedule, every: int, start: int, last: int):
         self._writer, self._schedule, self._every = writer, schedule, every
-        self._bar = tqdm(total=last, initial=start, unit="step", desc="training")
+        self._bar = tqdm(total=last, initial=start, unit="step", desc="training", disable=not is_first())
         self.restart_clock()
 
     def restart_clock(self) -> None:

@@ -45,6 +45,16 @@ class MetricsWriter:
             self._wandb.finish()
 
 
+class NoMetrics:
+    """What the processes besides the first write: nothing."""
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _keep_up_to(path: pathlib.Path, step: int) -> None:
     """Drops the lines after `step`, and a last line that was cut by a kill."""
     kept = []

@@ -1,4 +1,4 @@
-"""AdamW with clipping and a schedule, from the config."""
+"""AdamW or Adafactor, with clipping and a schedule, from the config."""
 
 import jax
 import optax
@@ -28,14 +28,20 @@ def _decayed(params) -> dict:
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """The transformation that a train step applies to the gradient of the mean loss."""
     options = config.optimizer
+    if options.name == "adamw":
+        # Only the first moment may be rounded: the second changes by too little at a step.
+        scale = optax.scale_by_adam(
+            b1=options.b1, b2=options.b2, eps=options.eps, mu_dtype=options.moment_dtype
+        )
+    else:
+        # Adafactor (arXiv 1804.04235) for finetuning: without first moment, and with steps as long as
+        # AdamW's, not in proportion to the parameters, so that a learning rate means the same.
+        scale = optax.chain(
+            optax.scale_by_factored_rms(min_dim_size_to_factor=64), optax.clip_by_block_rms(1.0)
+        )
     return optax.chain(
         optax.clip_by_global_norm(options.clip_norm),
-        optax.adamw(
-            make_schedule(config),
-            b1=options.b1,
-            b2=options.b2,
-            eps=options.eps,
-            weight_decay=options.weight_decay,
-            mask=_decayed,
-        ),
+        scale,
+        optax.add_decayed_weights(options.weight_decay, mask=_decayed),
+        optax.scale_by_learning_rate(make_schedule(config)),
     )

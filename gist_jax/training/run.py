@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import logging
-from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from gist_jax.data import instructions
@@ -32,8 +31,9 @@ from gist_jax.interop.huggingface import Checkpoint, find
 from gist_jax.models import family
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
-from gist_jax.training import sharding
+from gist_jax.training import distributed, sharding
 from gist_jax.training.config import METRICS, evaluation_lengths, validate
+from gist_jax.training.program import Program, make_program
 
 # Fields that change no loss, so a run may go on with others.
 FREE = ("checkpoint", "evaluation", "log", "mesh")
@@ -48,11 +48,8 @@ class Run:
     splits: dict[str, Sequence[Example]]
     prompts: Prompts
     model: ModelConfig
-    shapes: Params  # of the parameters: ShapeDtypeStructs
+    program: Program
     init: Callable[[], Params]  # the parameters to start from, placed on the mesh
-    mesh: Mesh
-    params_on: Any  # sharding of every parameter
-    rows_on: NamedSharding  # of a batch
 
     def validation_splits(self) -> dict[str, Sequence[Example]]:
         """The first examples of every split but train, as many as the config asks for."""
@@ -70,7 +67,9 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
     if config.log.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError("config.log.wandb needs the package wandb: pip install 'gist_jax[wandb]'")
     mesh = sharding.make_mesh(config)
-    rows_on = sharding.batch_sharding(mesh, config.data.batch_size, config.optimizer.accumulate)
+    sharding.batch_sharding(mesh, config.data.batch_size, config.optimizer.accumulate)
+    if "://" in str(workdir):
+        raise UserError(f"{workdir} is no directory: mount the bucket, for example with gcsfuse")
     workdir = pathlib.Path(workdir)
     goes_on = _check_same_run(config, workdir)
     splits = load_splits(config.data.source)
@@ -87,20 +86,24 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
     else:
         model = checkpoint.config_for(tokenizer)
     _check_positions(config, splits, model)
-    dtype = jnp.dtype(config.param_dtype)
-    shapes = jax.eval_shape(lambda: family.init(model, jax.random.key(0), dtype))
-    params_on = sharding.param_shardings(mesh, family.logical_axes(model), shapes)
+    program = make_program(config, model, tokenizer.gist_id, mesh)
     if checkpoint is None:
-        random = functools.partial(family.init, model, jax.random.key(config.seed), dtype)
-        init = jax.jit(random, out_shardings=params_on)
+        random = functools.partial(family.init, model, jax.random.key(config.seed))
+        init = jax.jit(random, out_shardings=program.params_on)
     else:
 
         def init() -> Params:
-            return checkpoint.load_for(tokenizer, dtype, params_on)
+            return checkpoint.load_for(tokenizer, jnp.float32, program.params_on)
 
-    _describe(config, workdir, tokenizer, model, goes_on)
+    # Of several processes none may look into the workdir after the first has begun to write.
+    distributed.check_same(
+        "config, tokenizer and workdir", f"{config} {tokenizer.fingerprint()} {goes_on}"
+    )
+    if distributed.is_first():
+        _describe(config, workdir, tokenizer, model, goes_on)
+    distributed.wait_for_all("described")
     prompts = Prompts(tokenizer, config.num_gist_tokens, model.decoder_start_token)
-    return Run(config, workdir, splits, prompts, model, shapes, init, mesh, params_on, rows_on)
+    return Run(config, workdir, splits, prompts, model, program, init)
 
 
 def _check_positions(config: ConfigDict, splits: Iterable[str], model: ModelConfig) -> None:

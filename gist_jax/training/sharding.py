@@ -1,35 +1,34 @@
 """The device mesh, and where on it every array lies."""
 
+from collections.abc import Sequence
+
 import jax
+import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from gist_jax.errors import UserError
+from gist_jax.models.axes import RULES, spec, ways
 
 MESH_AXES = ("data", "fsdp", "tensor")
-
-# Logical axis of a parameter -> axis of the mesh. Every axis must stand here.
-RULES = {
-    "layers": None,
-    "vocab": "tensor",
-    "embed": "fsdp",
-    "heads": "tensor",
-    "head_dim": None,
-    "mlp": "tensor",
-    "buckets": None,
-    "norm": None,
-}
+# These stay whole where they do not divide: the gist token makes 32000 entries 32001, and there may be
+# fewer key/value heads than devices.
+MAY_STAY_WHOLE = ("vocab", "kv_heads")
 
 
-def make_mesh(config: ConfigDict) -> Mesh:
-    """A mesh of all devices, from the sizes in `config.mesh`.
+def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh from the sizes in `config.mesh`.
+
+    Args:
+      devices: all there are by default.
 
     Raises:
       ValueError: if the sizes do not make up the number of devices.
     """
     sizes = [config.mesh[axis] for axis in MESH_AXES]
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     known = 1
     for size in sizes:
         known *= size if size > 0 else 1
@@ -39,7 +38,29 @@ def make_mesh(config: ConfigDict) -> Mesh:
     if known != count or min(sizes) < 1:
         wanted = ", ".join(f"{axis} {config.mesh[axis]}" for axis in MESH_AXES)
         raise UserError(f"config.mesh ({wanted}) does not fit the {count} devices there are")
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
+    types = (AxisType.Auto,) * len(sizes)
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+
+
+def local_rows(rows_on: NamedSharding, batch_size: int) -> np.ndarray:
+    """The rows of a batch that lie on devices of this process, ascending."""
+    parts = rows_on.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
+
+def place_rows(
+    batch: dict[str, np.ndarray], rows: np.ndarray, rows_on: NamedSharding, batch_size: int
+) -> dict[str, jax.Array]:
+    """A batch on the mesh, of which every process gives its `local_rows`."""
+
+    def place(x: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            wanted = np.arange(batch_size)[index[0]]
+            return x[np.searchsorted(rows, wanted)]
+
+        return jax.make_array_from_callback((batch_size, *x.shape[1:]), rows_on, part)
+
+    return {name: place(x) for name, x in batch.items()}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -75,32 +96,29 @@ def param_shardings(mesh: Mesh, logical_axes, shapes):
 
     def sharding(path, leaf, axes):
         name = "/".join(str(key.key) for key in path)
-        unknown = [axis for axis in axes if axis not in RULES]
-        if unknown:
-            raise UserError(f"parameter {name} has axis {unknown[0]!r}, for which there is no rule")
-        spec = [RULES[axis] for axis in axes]
-        for i, (size, axis) in enumerate(zip(leaf.shape, spec, strict=True)):
-            if axis is None or size % mesh.shape[axis] == 0:
-                continue
-            if axes[i] == "vocab":  # the gist token makes 32000 entries 32001: keep them together
-                spec[i] = None
-            else:
+        for axis, size in zip(axes, leaf.shape, strict=True):
+            if axis not in RULES:
+                raise UserError(f"parameter {name} has axis {axis!r}, for which there is no rule")
+            if axis not in MAY_STAY_WHOLE and size % ways(mesh, axis):
                 raise UserError(
                     f"parameter {name} of shape {leaf.shape} does not divide over the mesh's "
-                    f"{mesh.shape[axis]} devices along {axis}"
+                    f"{ways(mesh, axis)} devices along {RULES[axis]}"
                 )
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        return NamedSharding(mesh, spec(mesh, axes, leaf.shape))
 
     # The tuples of axes are leaves: the tree of shapes decides the structure.
     return jax.tree_util.tree_map_with_path(sharding, shapes, logical_axes)
 
 
 def optimizer_shardings(mesh: Mesh, optimizer: optax.GradientTransformation, shapes, shardings):
-    """Moments lie where their parameters lie; counters on every device."""
+    """Moments lie where their parameters lie; counters, and Adafactor's sums over a dimension, which are
+    small, on every device.
+    """
     return optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        lambda state, param, sharding: sharding if state.shape == param.shape else replicated(mesh),
         jax.eval_shape(optimizer.init, shapes),
+        shapes,
         shardings,
         transform_non_params=lambda _: replicated(mesh),
     )

@@ -18,7 +18,7 @@ class TrainState(NamedTuple):
     """All that a step changes."""
 
     step: jax.Array  # int32 scalar: updates made
-    params: Params
+    params: Params  # the master weights, float32
     optimizer: Any  # of optax
 
 
@@ -27,7 +27,8 @@ class Objective(NamedTuple):
 
     condition: str
     gist_token: int
-    dtype: str = "float32"
+    dtype: str = "float32"  # of the computation
+    param_dtype: str = "float32"  # of the parameters it is done with, and of their gradients
     remat: str = "none"
     attention: str = "xla"
     dropout: float = 0.0  # rate, for models that have it
@@ -109,9 +110,11 @@ def train_step(
     if objective.dropout > 0:
         of_step = jax.random.fold_in(jax.random.key(objective.seed), state.step)
         batch = {**batch, "dropout_keys": jax.random.split(of_step, batch["tokens"].shape[0])}
+    # Rounded once, not at every use: the gradients have this dtype too.
+    params = jax.tree.map(lambda x: x.astype(objective.param_dtype), state.params)
     gradient = jax.value_and_grad(summed_loss)
     if accumulate == 1:
-        loss, grads = gradient(state.params, config, objective, batch)
+        loss, grads = gradient(params, config, objective, batch)
     else:
         # Row i goes to microbatch i % accumulate, so that every device keeps its own rows.
         microbatches = jax.tree.map(
@@ -119,7 +122,7 @@ def train_step(
         )
 
         def add(total, microbatch):
-            part = gradient(state.params, config, objective, microbatch)
+            part = gradient(params, config, objective, microbatch)
             return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, part), None
 
         shapes = jnp.zeros(()), state.params
@@ -127,7 +130,7 @@ def train_step(
         (loss, grads), _ = jax.lax.scan(add, zeros, microbatches)
 
     weight = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
-    grads = jax.tree.map(lambda g, p: (g / weight).astype(p.dtype), grads, state.params)
+    grads = jax.tree.map(lambda g: g.astype(jnp.float32) / weight, grads)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {

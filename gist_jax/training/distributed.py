@@ -1,0 +1,85 @@
+"""Several processes as one run: how they find each other, agree, and stop together."""
+
+import hashlib
+import os
+import signal
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from gist_jax.errors import UserError
+
+# Set for every process by launch/local.py, or by hand where no cluster manager is known to jax.
+COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def initialize() -> None:
+    """Joins the other processes of a run; to be called before anything is computed.
+
+    They are those that the three variables above tell of, or else those of the cluster that jax finds
+    itself in (SLURM, a TPU pod, Kubernetes, Open MPI). Without either the process is alone.
+
+    Raises:
+      UserError: if only some of the variables are set, or one is no number.
+    """
+    given = {name: os.environ[name] for name in (COORDINATOR, COUNT, INDEX) if name in os.environ}
+    if not given:
+        try:
+            jax.distributed.initialize()
+        except ValueError:  # jax knows of no cluster
+            return
+    elif len(given) < 3 or not all(given[name].isdigit() for name in (COUNT, INDEX)):
+        raise UserError(f"{COORDINATOR} needs the numbers {COUNT} and {INDEX} beside it")
+    else:
+        jax.distributed.initialize(given[COORDINATOR], int(given[COUNT]), int(given[INDEX]))
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes logs and describes the run."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns once every process has come to the same place."""
+    multihost_utils.sync_global_devices(name)
+
+
+def all_true(value: bool) -> bool:
+    """Whether `value` is true in every process."""
+    return bool(np.all(multihost_utils.process_allgather(np.array(value))))
+
+
+def check_same(what: str, text: str) -> None:
+    """Raises UserError in every process if `text` differs between them."""
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest()[:8], np.uint32)
+    found = multihost_utils.process_allgather(digest).reshape(-1, digest.size)
+    if not (found == found[0]).all():
+        raise UserError(f"the processes of this run do not have the same {what}")
+
+
+class Preemption:
+    """Notices SIGTERM, so that a run can save before it stops. A context manager.
+
+    Of several processes any may get the signal: jax tells the others, and all learn of it before the
+    same step.
+    """
+
+    def __init__(self):
+        self._signalled, self._before = False, None
+
+    def __enter__(self) -> "Preemption":
+        if jax.process_count() == 1:
+            self._before = signal.signal(signal.SIGTERM, self._notice)
+        return self
+
+    def _notice(self, *_) -> None:
+        self._signalled = True
+
+    def __call__(self, step: int) -> bool:
+        """Whether the run must stop after this step; every process asks after every step."""
+        return self._signalled or multihost_utils.reached_preemption_sync_point(step)
+
+    def __exit__(self, *_) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)

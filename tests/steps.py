@@ -1,0 +1,82 @@
+"""Training steps of small random models, on any mesh."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+from conftest import TINY
+
+from gist_jax.models import family
+from gist_jax.models.stack import Params
+from gist_jax.training import sharding
+from gist_jax.training.config import default
+from gist_jax.training.program import Program, make_program
+
+GIST = 40
+# Eight heads, so that they divide over eight devices.
+MODELS = {name: dataclasses.replace(model, num_heads=8, head_dim=4) for name, model in TINY.items()}
+
+
+def random_batch(config, rows=8, length=24, seed=0):
+    """Rows of different lengths with different numbers of output tokens."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(3, GIST, (rows, length)).astype(np.int32)
+    tokens[:, 6] = GIST
+    lengths = rng.integers(10, length, rows)
+    index = np.arange(length)
+    segment = (index < lengths[:, None]).astype(np.int32)
+    weights = (segment * (index >= rng.integers(8, 10, rows)[:, None])).astype(np.float32)
+    batch = {"tokens": tokens, "segment": segment}
+    if config.decoder_start_token is None:
+        return {**batch, "targets": np.roll(tokens, -1, 1), "weights": weights}
+    targets = rng.integers(3, GIST, (rows, 7)).astype(np.int32)
+    written = (np.arange(7) < rng.integers(1, 8, rows)[:, None]).astype(np.int32)
+    started = np.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=config.decoder_start_token)
+    of_decoder = {"decoder_tokens": started, "decoder_segment": written}
+    return {**batch, **of_decoder, "targets": targets, "weights": written.astype(np.float32)}
+
+
+def program_of(model_family, sizes=(1, 1, 1), **settings) -> Program:
+    """The program of a model on a mesh of the first devices.
+
+    Args:
+      sizes: of the axes of the mesh.
+      settings: fields of the config, `__` in place of the dot.
+    """
+    config = default(model_family)
+    config.data.update(batch_size=16, max_length=24, max_output_length=7)
+    config.optimizer.update(learning_rate=1e-2, warmup_steps=0)
+    config.update_from_flattened_dict({"dtype": "float32", "dropout": 0.0})
+    config.update_from_flattened_dict({name.replace("__", "."): x for name, x in settings.items()})
+    config.mesh.update(dict(zip(sharding.MESH_AXES, sizes, strict=True)))
+    mesh = sharding.make_mesh(config, jax.devices()[: int(np.prod(sizes))])
+    return make_program(config, MODELS[model_family], GIST, mesh)
+
+
+@functools.cache
+def start(model_family) -> Params:
+    """Parameters to begin with."""
+    params = jax.jit(family.init, static_argnums=0)(MODELS[model_family], jax.random.key(7))
+    return jax.tree.map(np.asarray, params)  # no step can take these over
+
+
+def compiled_step(program: Program):
+    """The step, compiled in half of the time."""
+    quickly = {"xla_backend_optimization_level": 0}
+    return program.step.lower(program.state, program.batch).compile(compiler_options=quickly)
+
+
+def losses_of(model_family, *args, steps=10, **settings) -> list[float]:
+    """The losses of some steps; see `program_of`."""
+    program = program_of(model_family, *args, **settings)
+    model = MODELS[model_family]
+    losses = []
+    with jax.set_mesh(program.mesh):
+        state = program.create(jax.device_put(start(model_family), program.params_on))
+        run = compiled_step(program)
+        for step in range(steps):
+            batch = jax.device_put(random_batch(model, rows=16, seed=step), program.rows_on)
+            state, metrics = run(state, batch)
+            losses.append(float(metrics["loss"]))
+    return losses

@@ -1,0 +1,124 @@
+"""Losses do not depend on the mesh or on accumulation; arrays lie where the rules say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from steps import MODELS, compiled_step, losses_of, program_of, random_batch, start
+
+from gist_jax.training import sharding
+from gist_jax.training.config import default
+
+# Rates: masks depend on neither mesh nor accumulation.
+DROPOUT = {"llama": 0.0, "t5": 0.2}
+
+
+@pytest.fixture(scope="module")
+def reference(model_family):
+    """Of one device."""
+    return losses_of(model_family, dropout=DROPOUT[model_family])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)])
+def test_losses_do_not_depend_on_mesh_or_accumulation(model_family, reference, sizes, accumulate):
+    settings = dict(dropout=DROPOUT[model_family], optimizer__accumulate=accumulate)
+    found = losses_of(model_family, sizes, **settings)
+    np.testing.assert_allclose(found, reference, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer__name": "adafactor", "optimizer__accumulate": 2, "param_dtype": "bfloat16"},
+        {"optimizer__moment_dtype": "bfloat16", "remat": "full"},
+    ],
+    ids=["adafactor", "bfloat16 moments"],
+)
+def test_other_optimizers_and_precisions(settings):
+    """The same on a mesh but for rounding; not quite what AdamW does, and not far from it."""
+    alone, sharded = (losses_of("llama", sizes, **settings) for sizes in ((1, 1, 1), (2, 2, 2)))
+    np.testing.assert_allclose(sharded, alone, rtol=2e-2 if "param_dtype" in settings else 1e-3)
+    plain = losses_of("llama", steps=3)
+    np.testing.assert_allclose(alone[:3], plain, rtol=0.1)
+    assert abs(alone[2] - plain[2]) > 1e-5
+
+
+def test_bfloat16_steps_change_float32_master_weights():
+    """Steps that are too small for bfloat16 add up."""
+    program = program_of("llama", param_dtype="bfloat16", optimizer__learning_rate=1e-6)
+    with jax.set_mesh(program.mesh):
+        before = start("llama")
+        state = program.create(jax.device_put(before, program.params_on))
+        step = compiled_step(program)
+        for _ in range(3):
+            state, _ = step(
+                state, jax.device_put(random_batch(MODELS["llama"], rows=16), program.rows_on)
+            )
+    moved = np.abs(state.params["embedding"] - before["embedding"])
+    assert state.params["embedding"].dtype == np.float32
+    assert 2e-6 < np.max(moved) < 4e-6
+
+
+def test_dropout_depends_on_seed_and_step():
+    program = program_of("t5", dropout=0.2, optimizer__learning_rate=1e-30)
+    batch = jax.device_put(random_batch(MODELS["t5"], rows=16), program.rows_on)
+    losses = []
+    with jax.set_mesh(program.mesh):
+        state = program.create(jax.device_put(start("t5"), program.params_on))
+        step = compiled_step(program)
+        for _ in range(2):  # whose updates are nothing
+            state, metrics = step(state, batch)
+            losses.append(float(metrics["loss"]))
+    losses.append(losses_of("t5", dropout=0.2, seed=1, steps=1)[0])
+    losses.append(losses_of("t5", steps=1)[0])
+    assert len(set(losses)) == 4
+    assert losses_of("t5", dropout=0.2, steps=1)[0] == losses[0]
+
+
+def part(x: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+    """The shape of what one device holds."""
+    return x.sharding.shard_shape(x.shape)
+
+
+def test_parameters_and_moments_are_split_over_the_mesh(model_family):
+    program, model = program_of(model_family, (1, 2, 4)), MODELS[model_family]
+    adam = program.state.optimizer[1]
+    for tree in (program.state.params, adam.mu, adam.nu):
+        layers = tree.get("encoder", tree)["layers"]
+        assert part(layers["feed_forward"]["up"]["kernel"]) == (model.num_layers, 16, 12)
+        assert part(layers["attention"]["query"]["kernel"]) == (model.num_layers, 16, 2, 4)
+        assert part(tree["embedding"]) == (41, 16)  # 41 rows do not divide
+    assert part(program.batch["tokens"]) == (8, 24)
+
+
+def test_key_value_heads_that_do_not_divide_stay_whole():
+    layers = program_of("llama", (1, 1, 8)).params["layers"]
+    assert part(layers["attention"]["key"]["kernel"])[2:] == (2, 4)
+    assert part(layers["attention"]["query"]["kernel"])[2:] == (1, 4)
+
+
+def test_adafactor_keeps_little_and_shards_the_rest():
+    state = program_of("llama", (1, 8, 1), optimizer__name="adafactor").state
+    factored = state.optimizer[1][0]
+    assert part(factored.v["layers"]["feed_forward"]["up"]["kernel"]) == (
+        2,
+        4,
+        48,
+    )  # too small to factor
+    assert factored.v_row["layers"]["feed_forward"]["up"]["kernel"].sharding.is_fully_replicated
+
+
+def test_a_parameter_without_a_rule_is_an_error():
+    mesh = sharding.make_mesh(default())
+    with pytest.raises(ValueError, match="parameter x has axis 'heights'"):
+        sharding.param_shardings(mesh, {"x": ("heights",)}, {"x": jnp.zeros(3)})
+
+
+def test_a_parameter_that_does_not_divide_is_an_error():
+    config = default()
+    config.mesh.update(data=1, fsdp=8)
+    with pytest.raises(
+        ValueError, match=r"parameter x of shape \(12,\) does not divide over the mesh's 8"
+    ):
+        sharding.param_shardings(sharding.make_mesh(config), {"x": ("embed",)}, {"x": jnp.zeros(12)})
