@@ -1,0 +1,210 @@
+"""What the devices that run a compiled program send each other, read from its text.
+
+The text has a collective once that a loop repeats, and a TPU's text has one several times that runs
+beside several other operations. Here each counts as often as it runs.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+class Collective(NamedTuple):
+    """An operation by which devices exchange data."""
+
+    kind: str  # of KINDS
+    bytes: int  # of the whole output, or input of a reduce-scatter, of one device in one execution
+    group_size: int  # devices that exchange data with each other
+    times: int  # executions
+    inside: str  # name of the innermost loop's body, or ""
+
+
+def collectives(text: str) -> list[Collective]:
+    """Those of a program, `compiled.as_text()`, compiled for CPUs, GPUs or TPUs.
+
+    Of a conditional all branches count.
+
+    Raises:
+      ValueError: if it cannot be found how often a loop with collectives in it turns.
+    """
+    program: _Program = {}
+    for line in text.splitlines():
+        if found := _COMPUTATION.match(line):
+            computation = program.setdefault(_MAIN if found[1] else found[2], {})
+        elif found := _OPERATION.match(line):
+            computation[found[2]] = _Operation(*found.groups())
+    header = text.partition("\n")[0]
+    devices = math.prod(map(int, re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header)))
+    return list(_inside(program, devices, _MAIN, ""))
+
+
+def moved(collective: Collective) -> int:
+    """Bytes that one device sends in one execution, in a ring."""
+    whole, n = collective.bytes, collective.group_size
+    if collective.kind == "collective-permute":
+        return whole
+    rounds = 2 if collective.kind == "all-reduce" else 1
+    return rounds * whole * (n - 1) // n
+
+
+class _Operation(NamedTuple):
+    """A line `name = shape opcode(arguments), attributes`."""
+
+    root: str | None  # not None if it is the computation's result
+    name: str
+    shape: str
+    opcode: str
+    arguments: str
+    attributes: str
+
+    def operands(self) -> list[str]:
+        return _NAME.findall(self.arguments)
+
+    def attribute(self, name: str) -> str:
+        return re.search(rf"\b{name}=%?([\w.-]+)", self.attributes)[1]
+
+    def called(self) -> list[str]:
+        return [name for names in _CALLED.findall(self.attributes) for name in _NAME.findall(names)]
+
+
+# Operations by name, in computations by name.
+_Computation = dict[str, _Operation]
+_Program = dict[str, _Computation]
+
+_MAIN = "ENTRY"
+_NAME = re.compile(r"%([\w.-]+)")
+_COMPUTATION = re.compile(r"(ENTRY )?%([\w.-]+) \(.*\{$")
+_OPERATION = re.compile(r"\s+(ROOT )?%([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*?)\)(.*)")
+_CALLED = re.compile(r"\b(?:calls|to_apply|\w+_computations?)=(\{[^}]*\}|%[\w.-]+)")
+
+
+def _inside(program: _Program, devices: int, name: str, loop: str) -> Iterator[Collective]:
+    """Collectives of one run of a computation of that name, and of all it calls.
+
+    Args:
+      devices: of the program.
+      loop: name of the innermost body around.
+    """
+    computation = program[name]
+    for operation in computation.values():
+        kind = operation.opcode.removesuffix("-start")
+        if kind in KINDS:
+            if not _goes_on(name, computation, operation):
+                yield _collective(kind, name, computation, operation, devices, loop)
+        elif operation.opcode == "while":
+            body = operation.attribute("body")
+            found = list(_inside(program, devices, body, body))
+            turns = _turns(program, computation, operation) if found else 0
+            yield from (inner._replace(times=inner.times * turns) for inner in found)
+        elif not operation.opcode.endswith(("-update", "-done")):  # they name what -start has called
+            for called in operation.called():
+                yield from _inside(program, devices, called, loop)
+
+
+def _goes_on(name: str, computation: _Computation, operation: _Operation) -> bool:
+    """Whether it is a later part of what another of a TPU's fusions began, by AsyncCollectiveStart."""
+    return name.startswith("async_collective_fusion") or any(
+        '"AsyncCollectiveDone"' in user.attributes for user in _users(computation, operation)
+    )
+
+
+def _collective(
+    kind: str, name: str, computation: _Computation, operation: _Operation, devices: int, loop: str
+) -> Collective:
+    # The shape of -start has the operands in it too, that of -done the output alone.
+    last = operation if kind == operation.opcode else _end(computation, operation)
+    size = _bytes(last.shape)
+    if kind == "collective-permute":
+        return Collective(kind, size, _longest_chain(operation.attributes), 1, loop)
+    group_size = _group_size(operation.attributes) or devices
+    if kind == "reduce-scatter":
+        size *= group_size
+    # A TPU's reduce-scatter may be written as an all-reduce of which each device takes a slice.
+    elif name.startswith("all-reduce-scatter") and all(
+        user.opcode == "dynamic-slice" for user in _users(computation, operation)
+    ):
+        kind = "reduce-scatter"
+    return Collective(kind, size, group_size, 1, loop)
+
+
+def _users(computation: _Computation, operation: _Operation) -> list[_Operation]:
+    return [user for user in computation.values() if operation.name in user.operands()]
+
+
+def _end(computation: _Computation, operation: _Operation) -> _Operation:
+    """The -done of a -start, behind any -update."""
+    while not operation.opcode.endswith("-done"):
+        (operation,) = _users(computation, operation)
+    return operation
+
+
+def _bytes(shape: str) -> int:
+    """Of an array or of all arrays of a tuple, `(bf16[2,3]{1,0}, f32[])`."""
+    total = 0
+    for dtype, dimensions in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", shape):
+        bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+        total += -(-bits * math.prod(map(int, filter(None, dimensions.split(",")))) // 8)
+    return total
+
+
+def _group_size(attributes: str) -> int:
+    """Of `{{0,1},{2,3}}`, `[2,8]<=[16]`, `mesh['x'=2,'y'=8] {'y'}`; 0 of `{}`, which is all devices."""
+    groups = re.search(r"replica_groups=(.*)", attributes)[1].replace("'", "")
+    if found := re.match(r"\[\d+,(\d+)\]", groups):
+        return int(found[1])
+    if found := re.match(r"mesh\[(.*?)\].*?\{(.*?)\}", groups):
+        sizes = dict(axis.split("=") for axis in found[1].split(","))
+        # A part of an axis is written `x:(size of the parts before it)size`.
+        axes = (axis.partition(":") for axis in found[2].split(","))
+        return math.prod(int(part.partition(")")[2] or sizes[axis]) for axis, _, part in axes)
+    first = re.match(r"\{\{?([\d,]*)\}", groups)[1]
+    return len(first.split(",")) if first else 0
+
+
+def _longest_chain(attributes: str) -> int:
+    """Devices along which data would travel by `source_target_pairs={{0,1},{1,0},{2,3},{3,2}}`: 2."""
+    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)[1]
+    targets = dict(re.findall(r"(\d+),(\d+)", pairs))
+    longest = 0
+    for device in targets:
+        chain: set[str] = set()
+        while device and device not in chain:
+            chain.add(device)
+            device = targets.get(device)
+        longest = max(longest, len(chain))
+    return longest
+
+
+def _turns(program: _Program, around: _Computation, loop: _Operation) -> int:
+    """How often a loop turns: noted beside it, or seen from its counter's start, step and bound."""
+    if noted := re.search(r'known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)', loop.attributes):
+        return int(noted[1])
+    condition, body = (program[loop.attribute(name)] for name in ("condition", "body"))
+    try:
+        compare = _root(condition)
+        counter, bound = (_source(condition, name) for name in compare.operands())
+        index = int(counter.attribute("index"))
+        start = _source(around, _source(around, loop.operands()[0]).operands()[index])
+        grown = _source(body, _root(body).operands()[index])
+        added = (_source(body, name) for name in grown.operands())
+        (step,) = (int(number.arguments) for number in added if number.opcode == "constant")
+        if (compare.attribute("direction"), grown.opcode) == ("LT", "add"):
+            return -(-(int(bound.arguments) - int(start.arguments)) // step)
+    except (IndexError, TypeError, ValueError):
+        pass  # something is not there, or no number
+    raise ValueError(f"loop {loop.name} does not show how often it turns")
+
+
+def _root(computation: _Computation) -> _Operation:
+    return next(operation for operation in computation.values() if operation.root)
+
+
+def _source(computation: _Computation, name: str) -> _Operation:
+    """The operation of that name, or the one it copies."""
+    operation = computation[name]
+    while operation.opcode in ("copy", "copy-start", "copy-done", "bitcast"):
+        operation = computation[operation.operands()[0]]
+    return operation
