@@ -1,13 +1,21 @@
-"""FLAN-T5-Large, 780 million parameters, finetuned on Alpaca+: --config.data.source=DIR."""
+"""FLAN-T5-Large, 780 million parameters, finetuned on Alpaca+.
+
+--config.data.source=DIR, and --config=configs/flan_t5_large.py:v5e-64 for one of `recipes.MACHINES`.
+"""
 
 from ml_collections import ConfigDict
 
-from gist_jax.training.recipes import flan_t5
+from gist_jax.training.recipes import flan_t5, on
 
 
-def get_config() -> ConfigDict:
-    config = flan_t5("google/flan-t5-large")
-    config.model.update(hidden_size=1024, intermediate_size=2816, num_heads=16)
-    config.model.update(num_layers=24, num_decoder_layers=24)
-    config.remat = "full"
-    return config
+def get_config(machine: str = "") -> ConfigDict:
+    config = flan_t5(
+        "google/flan-t5-large",
+        hidden_size=1024,
+        intermediate_size=2_816,
+        num_layers=24,
+        num_decoder_layers=24,
+        num_heads=16,
+    )
+    config.remat = "dots"
+    return on(config, machine)

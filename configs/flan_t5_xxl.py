@@ -1,13 +1,21 @@
-"""FLAN-T5-XXL, 11 billion parameters, finetuned on Alpaca+ as in the paper: --config.data.source=DIR."""
+"""FLAN-T5-XXL, 11 billion parameters, finetuned on Alpaca+ as in the paper.
+
+--config.data.source=DIR, and --config=configs/flan_t5_xxl.py:v5e-64 for one of `recipes.MACHINES`.
+"""
 
 from ml_collections import ConfigDict
 
-from gist_jax.training.recipes import flan_t5
+from gist_jax.training.recipes import flan_t5, on
 
 
-def get_config() -> ConfigDict:
-    config = flan_t5("google/flan-t5-xxl")
-    config.model.update(hidden_size=4096, intermediate_size=10240, num_heads=64)
-    config.model.update(num_layers=24, num_decoder_layers=24)
-    config.remat = "full"
-    return config
+def get_config(machine: str = "") -> ConfigDict:
+    config = flan_t5(
+        "google/flan-t5-xxl",
+        hidden_size=4096,
+        intermediate_size=10_240,
+        num_layers=24,
+        num_decoder_layers=24,
+        num_heads=64,
+    )
+    config.remat = "dots"
+    return on(config, machine)

@@ -37,13 +37,15 @@ class _Parser(argparse.ArgumentParser):
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        return super()._get_help_string(action) if action.default else action.help
 
 
 def parser(description: str) -> argparse.ArgumentParser:
     """The parser of the door that runs; its --help shows the defaults there are."""
-    door = pathlib.Path(sys.argv[0]).stem
-    return _Parser(prog=f"python -m gist_jax.{door}", description=description, formatter_class=_Help)
+    script = pathlib.Path(sys.argv[0])
+    package = script.parent.name == "gist_jax"
+    prog = f"python -m gist_jax.{script.stem}" if package else f"python {script}"
+    return _Parser(prog=prog, description=description, formatter_class=_Help)
 
 
 def output_file(name: str) -> pathlib.Path:

@@ -4,23 +4,23 @@ python -m gist_jax.demo --output=demo
 """
 
 import pathlib
-import runpy
 from collections.abc import Sequence
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from gist_jax import config_door
 from gist_jax.benchmark.prefill import prefill_costs
 from gist_jax.command_line import one_sentence_errors, parser
 from gist_jax.data.sources import Example, first, load_splits
-from gist_jax.errors import UserError
 from gist_jax.evaluation import report
 from gist_jax.evaluation.scores import evaluator
+from gist_jax.files import read_json
 from gist_jax.gist import CONDITIONS
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.inference.load import load
+from gist_jax.interop.workdir import CONFIG
 from gist_jax.training.loop import train
-from gist_jax.training.metrics import read_metrics
+from gist_jax.training.metrics import best_evaluation
 from gist_jax.training.run import prepare
 
 SHOWN = 3  # unseen instructions to compress
@@ -40,30 +40,21 @@ def main() -> None:
         report.write_figure(output / "results.png", table)
         print(report.as_text(table), end="\n\n")
         model = load(output / "gist")
-        examples = load_splits(_config(options.config).data.source)["validation_unseen"]
+        source = read_json(output / "gist" / CONFIG)["data"]["source"]
+        examples = load_splits(source)["validation_unseen"]
         _show_generation(model, first(examples, SHOWN))
         _show_prefill(model, examples[0]["instruction"], [e["input"] for e in first(examples, BATCH)])
         print(f"\nIn {output}/: results.csv, results.png, and a workdir with checkpoints per condition.")
 
 
-def _config(file: str) -> ConfigDict:
-    try:
-        return runpy.run_path(file)["get_config"]()
-    except Exception as error:  # whatever the file does
-        raise UserError(f"cannot load the config {file}: {type(error).__name__}: {error}") from None
-
-
 def _trained(config_file: str, condition: str, workdir: pathlib.Path) -> dict[str, float]:
     """Scores of the best checkpoint; a run that was stopped goes on, one that is done is only read."""
-    config = _config(config_file)
+    config = config_door.load([f"--config={config_file}"])
     config.condition = condition
     print(f"{condition}: {config.num_steps} steps in {workdir}", flush=True)
     run = prepare(config, workdir)
     train(run, evaluator(run))
-    metric = config.checkpoint.metric
-    evaluated = [line for line in read_metrics(workdir) if metric in line]
-    best = max(evaluated, key=lambda line: (line[metric], line["step"]))
-    return {name: value for name, value in best.items() if "/" in name}
+    return best_evaluation(workdir, config.checkpoint.metric)
 
 
 def _show_generation(model: LanguageModel, examples: Sequence[Example]) -> None:

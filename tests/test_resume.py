@@ -1,61 +1,69 @@
-"""A run killed at any moment goes on as if nothing had happened."""
+"""A run that is stopped in any way goes on as if nothing had happened."""
 
-import json
-import pathlib
 import random
+import resource
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from processes import command, finish, lines, losses, run, wait_for, wait_for_step
 
-STEPS = 60
+SETTINGS = dict(num_steps=60, checkpoint__every=7, evaluation__every=30)
 
-
-def command(workdir: pathlib.Path) -> list[str]:
-    config = pathlib.Path(__file__).with_name("quick.py")
-    settings = {"num_steps": STEPS, "checkpoint.every": 7, "evaluation.every": 30}
-    return [
-        *(sys.executable, "-m", "gist_jax.train", f"--config={config}", f"--workdir={workdir}"),
-        *(f"--config.{name}={value}" for name, value in settings.items()),
-    ]
+pytestmark = pytest.mark.slow
 
 
-def lines(workdir: pathlib.Path) -> list[str]:
-    path = workdir / "metrics.jsonl"
-    return path.read_text().splitlines() if path.exists() else []
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The workdir of a run that nothing stopped."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    finish(run(command(workdir, **SETTINGS)))
+    return workdir
 
 
-def losses(workdir: pathlib.Path) -> list[tuple[int, float]]:
-    records = [json.loads(line) for line in lines(workdir)]
-    return [(record["step"], record["loss"]) for record in records if "loss" in record]
+def check_same(workdir, undisturbed):
+    assert losses(workdir) == losses(undisturbed)
+    assert list(losses(workdir)) == list(range(1, SETTINGS["num_steps"] + 1))
+    predictions = [{path.name for path in (w / "predictions").iterdir()} for w in (workdir, undisturbed)]
+    assert predictions[0] == predictions[1]
 
 
-@pytest.mark.slow
-def test_sigkill_at_three_random_moments(tmp_path):
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    subprocess.run(command(undisturbed), check=True, capture_output=True)
-
+def test_sigkill_at_random_moments(undisturbed, tmp_path):
     rng = random.Random()
     for _ in range(2):  # while it starts: nothing that is half written may count
-        with subprocess.Popen(command(killed), stderr=subprocess.DEVNULL) as process:
-            time.sleep(rng.uniform(1, 6))
-            process.kill()
+        killed = run(command(tmp_path, **SETTINGS))
+        time.sleep(rng.uniform(1, 6))
+        killed.kill()
+        finish(killed, -signal.SIGKILL)
     for _ in range(3):
         # After some further steps, and then at any moment: in a step, a save or an evaluation.
-        wanted = len(lines(killed)) + rng.randint(1, 12)
-        with subprocess.Popen(command(killed), stderr=subprocess.PIPE, text=True) as process:
-            while len(lines(killed)) < wanted and process.poll() is None:
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0, 0.3))
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-        assert process.returncode in (-signal.SIGKILL, 0)
-    subprocess.run(command(killed), check=True, capture_output=True)
+        wanted = len(lines(tmp_path)) + rng.randint(1, 12)
+        killed = run(command(tmp_path, **SETTINGS))
+        wait_for(killed, lambda wanted=wanted: len(lines(tmp_path)) >= wanted)
+        time.sleep(rng.uniform(0, 0.3))
+        killed.kill()
+        killed.communicate()
+        assert killed.returncode in (-signal.SIGKILL, 0)
+    finish(run(command(tmp_path, **SETTINGS)))
+    check_same(tmp_path, undisturbed)
 
-    assert losses(killed) == losses(undisturbed)
-    assert [step for step, _ in losses(killed)] == list(range(1, STEPS + 1))
-    assert {p.name for p in (killed / "predictions").iterdir()} == {
-        p.name for p in (undisturbed / "predictions").iterdir()
-    }
+
+def test_sigterm_and_a_full_disk(undisturbed, tmp_path):
+    """The first saves at once; of what was saved the second loses nothing."""
+    stopped = run(command(tmp_path, **SETTINGS))
+    wait_for_step(stopped, tmp_path, 18)
+    stopped.terminate()
+    assert "the same command goes on" in finish(stopped, 128 + signal.SIGTERM)
+    saved = max(losses(tmp_path))
+    checkpoints = tmp_path / "checkpoints"
+    kept = {path.name for path in checkpoints.iterdir()}
+    assert 18 <= saved < 60 and str(saved) in kept
+
+    def fill_the_disk():  # files of a checkpoint are larger than that
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    written = finish(run(command(tmp_path, **SETTINGS), preexec_fn=fill_the_disk), 1)
+    assert "error: cannot save a checkpoint in" in written.splitlines()[-1]
+    assert kept <= {path.name for path in checkpoints.iterdir()}
+    finish(run(command(tmp_path, **SETTINGS)))
+    check_same(tmp_path, undisturbed)

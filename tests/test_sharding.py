@@ -1,14 +1,20 @@
 """Losses do not depend on the mesh or on accumulation; arrays lie where the rules say."""
 
+import collections
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from steps import MODELS, compiled_step, losses_of, program_of, random_batch, start
 
+from gist_jax.benchmark.collectives import collectives
 from gist_jax.training import sharding
 from gist_jax.training.config import default
 
+STACKS = ("encoder", "decoder")
 # Rates: masks depend on neither mesh nor accumulation.
 DROPOUT = {"llama": 0.0, "t5": 0.2}
 
@@ -122,3 +128,38 @@ def test_a_parameter_that_does_not_divide_is_an_error():
         ValueError, match=r"parameter x of shape \(12,\) does not divide over the mesh's 8"
     ):
         sharding.param_shardings(sharding.make_mesh(config), {"x": ("embed",)}, {"x": jnp.zeros(12)})
+
+
+def nbytes(tree) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_no_device_gathers_more_than_a_layer_at_a_time(model_family, monkeypatch, remat):
+    """With fsdp: what one turn of a loop gathers, and what is gathered outside of all loops."""
+    wide = dict(num_layers=6, hidden_size=64, intermediate_size=128)
+    if model_family == "t5":
+        wide["num_decoder_layers"] = 6
+    monkeypatch.setitem(MODELS, model_family, dataclasses.replace(MODELS[model_family], **wide))
+    program = program_of(model_family, (1, 8, 1), remat=remat)
+    gathered = collections.Counter()
+    for collective in collectives(compiled_step(program).as_text()):
+        if collective.kind == "all-gather":
+            assert collective.inside == "" or collective.times == 6
+            gathered[collective.inside] += collective.bytes
+    stacks = [program.params] if model_family == "llama" else [program.params[s] for s in STACKS]
+    layer = max(nbytes(stack["layers"]) for stack in stacks) / 6
+    assert layer / 2 < max(gathered.values()) < 2 * layer < nbytes(program.params) / 3
+
+
+def test_gisting_costs_nothing_in_training(model_family, monkeypatch):
+    """FLOPs and bytes of a step are those of ordinary finetuning (arXiv 2304.08467, section 3.1)."""
+    larger = dict(num_layers=2, hidden_size=256, intermediate_size=512, head_dim=32)
+    monkeypatch.setitem(MODELS, model_family, dataclasses.replace(MODELS[model_family], **larger))
+    costs = []
+    for condition in ("gist", "pos_control"):
+        program = program_of(model_family, condition=condition, data__max_length=128)
+        cost = compiled_step(program).cost_analysis()
+        costs.append([cost["flops"], cost["bytes accessed"]])
+    assert costs[0] != costs[1]  # the masks do differ
+    np.testing.assert_allclose(costs[0], costs[1], rtol=0.01)

@@ -10,12 +10,12 @@ from gist_jax.files import whole_file
 from gist_jax.gist import CONDITIONS
 
 SHOWN = {"rougeL": "ROUGE-L", "exact_match": "exact match"}
-COLUMNS = ("split", "metric", *CONDITIONS, "recovery")
 
+Row = dict[str, str | float]
 Scores = dict[str, dict[str, float]]  # condition -> "split/metric" -> percent
 
 
-def rows(scores: Scores) -> list[dict[str, str | float]]:
+def rows(scores: Scores) -> list[Row]:
     """A row per split and metric, with the recovery of gist between the controls."""
     names = [name for name in scores["gist"] if name.split("/")[1] in SHOWN]
     table = []
@@ -26,13 +26,13 @@ def rows(scores: Scores) -> list[dict[str, str | float]]:
     return table
 
 
-def as_text(table: list[dict[str, str | float]]) -> str:
-    """Aligned columns, numbers with one decimal."""
-    lines = [[column for column in COLUMNS]]
+def as_text(table: list[Row]) -> str:
+    """Aligned columns, those of the first row; numbers with one decimal."""
+    lines = [list(table[0])]
     for row in table:
-        lines.append([x if isinstance(x, str) else f"{x:.1f}" for x in (row[c] for c in COLUMNS)])
-        lines[-1][-1] += " %"
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+        cells = [x if isinstance(x, str) else f"{x:.1f}" for x in row.values()]
+        lines.append([f"{x} %" if "recovery" in c else x for c, x in zip(row, cells, strict=True)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
     def aligned(line):
         left = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
@@ -42,15 +42,15 @@ def as_text(table: list[dict[str, str | float]]) -> str:
     return "\n".join(aligned(line) for line in lines)
 
 
-def write_csv(path: pathlib.Path, table: list[dict[str, str | float]]) -> None:
+def write_csv(path: pathlib.Path, table: list[Row]) -> None:
     """Writes the table, whole or not at all."""
     with whole_file(path) as beside, beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
         writer.writerows(table)
 
 
-def write_figure(path: pathlib.Path, table: list[dict[str, str | float]]) -> None:
+def write_figure(path: pathlib.Path, table: list[Row]) -> None:
     """Bars of every condition by split, a panel per metric, as PNG."""
     metrics = list(dict.fromkeys(row["metric"] for row in table))
     figure = Figure(figsize=(5.2 * len(metrics), 4), layout="constrained")

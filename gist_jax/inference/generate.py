@@ -68,6 +68,24 @@ def prefill(
     return Prompt(begun, context, visible)
 
 
+def write_token(
+    model: Model, prompt: Prompt, cache: KVCache, token: jax.Array, number: int | jax.Array
+) -> tuple[jax.Array, KVCache]:
+    """Writes one token of every output.
+
+    Args:
+      token: int `[B]`.
+      number: of the token in the output, from 0 on.
+
+    Returns:
+      Its hidden states `[B, 1, D]`, which predict the next, and the grown cache.
+    """
+    slot = prompt.begun.slot + number
+    bias = _bias(prompt.visible, prompt.context, slot, model.embedding.dtype)
+    tokens = Tokens(token[:, None], prompt.begun.position + number, bias)
+    return model.write(tokens, prompt.context, cache, slot)
+
+
 class _State(NamedTuple):
     """What a decode step changes."""
 
@@ -126,11 +144,8 @@ def generate(
         return (state.step < limit) & ~jnp.all(state.done)
 
     def decode(state: _State) -> _State:
-        before = state.step - 1  # output tokens before the last one, which is not in the cache yet
-        slot = begun.slot + before
-        bias = _bias(prompt.visible, prompt.context, slot, model.embedding.dtype)
-        last = Tokens(state.token[:, None], begun.position + before, bias)
-        hidden, cache = model.write(last, prompt.context, state.cache, slot)
+        # The last token is not in the cache yet.
+        hidden, cache = write_token(model, prompt, state.cache, state.token, state.step - 1)
         return advanced(state._replace(cache=cache), choose(hidden, state.step))
 
     def advanced(state: _State, token) -> _State:

@@ -18,9 +18,12 @@ METRICS = ("rouge1", "rouge2", "rougeL", "exact_match")
 LENGTHS = ("max_new_tokens", "max_input_length")
 
 
-# Shape of a model with random weights, by family; the vocabulary is that of the tokenizer.
+# Shape of a model with random weights, by family. vocab_size is that of the tokenizer, gist token
+# included, if it is 0, and at least that.
 _MODELS = {
     "llama": {
+        "kind": "llama",  # or mistral, qwen2 (biases), qwen3 (normed queries and keys)
+        "vocab_size": 0,
         "hidden_size": 64,
         "intermediate_size": 192,
         "num_layers": 3,
@@ -33,6 +36,7 @@ _MODELS = {
         "initializer_range": 0.02,
     },
     "t5": {
+        "vocab_size": 0,
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_layers": 2,  # of the encoder

@@ -57,18 +57,24 @@ class NoMetrics:
 
 def _keep_up_to(path: pathlib.Path, step: int) -> None:
     """Drops the lines after `step`, and a last line that was cut by a kill."""
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except json.JSONDecodeError:
-            break
+    kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
     with whole_file(path) as beside:
         beside.write_text("".join(kept))
 
 
+def _whole_lines(path: pathlib.Path) -> list[str]:
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
-    """All lines of a run's metrics.jsonl."""
-    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    """All lines of a run's metrics.jsonl but one that a kill cut."""
+    return [json.loads(line) for line in _whole_lines(pathlib.Path(workdir) / "metrics.jsonl")]
+
+
+def best_evaluation(workdir: str | pathlib.Path, metric: str) -> dict[str, float]:
+    """The scores, "split/metric" in percent, of the evaluation with the highest `metric`; the last of
+    several. Empty if there was none.
+    """
+    evaluated = [line for line in read_metrics(workdir) if metric in line]
+    best = max(evaluated, key=lambda line: (line[metric], line["step"]), default={})
+    return {name: value for name, value in best.items() if "/" in name}

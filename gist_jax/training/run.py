@@ -179,13 +179,20 @@ def _tokenizer(
     raise UserError("config.data.tokenizer is empty: give a directory, a file, or bpe:4096")
 
 
-def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
+def model_config(config: ConfigDict, vocab_size: int = 1) -> ModelConfig:
     """The shape that `config.model` describes.
+
+    Args:
+      vocab_size: of the tokenizer.
 
     Raises:
       UserError: if there can be no such model.
     """
     shape = config.model.to_dict()
+    rows = shape.pop("vocab_size")
+    if 0 < rows < vocab_size:
+        raise UserError(f"config.model.vocab_size is {rows}, but the tokenizer has {vocab_size} entries")
+    vocab_size = rows or vocab_size
     kind = family.FAMILIES[shape.pop("family")]
     try:
         return kind(vocab_size=vocab_size, **shape)

@@ -1,0 +1,64 @@
+"""Several processes train as one would; whatever happens to them, the run goes on as if nothing had."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from processes import children, finish, losses, start, wait_for_step
+
+STEPS = 24
+SETTINGS = dict(num_steps=STEPS, mesh__data=1, mesh__fsdp=-1, checkpoint__every=5)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Losses of one process with four devices."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    finish(start(workdir, 1, 4, **SETTINGS))
+    found = losses(workdir)
+    assert list(found) == list(range(1, STEPS + 1))
+    return found
+
+
+def test_processes_share_the_devices_of_a_run(undisturbed, tmp_path):
+    """Four processes, two until SIGTERM, and then one: the same losses as one from the beginning."""
+    finish(start(tmp_path / "four", 4, 1, **SETTINGS))
+    assert losses(tmp_path / "four") == pytest.approx(undisturbed, rel=1e-5)
+
+    changing = tmp_path / "changing"
+    run = start(changing, 2, 2, **SETTINGS)
+    wait_for_step(run, changing, 7)
+    os.kill(children(run)[1], signal.SIGTERM)  # one of them; it tells the other
+    assert "the same command goes on" in finish(run, 143)
+    saved = max(losses(changing))
+    assert 7 <= saved < STEPS
+    assert (changing / "checkpoints" / str(saved)).is_dir()
+    finish(start(changing, 1, 4, **SETTINGS))
+    assert losses(changing) == pytest.approx(undisturbed, rel=1e-5)
+
+
+def test_one_process_of_two_is_killed_and_a_checkpoint_is_damaged(undisturbed, tmp_path):
+    """At three moments: while they start, in a step, and while a checkpoint is written."""
+    rng = random.Random()
+    for moment in ("start", "step", "save"):
+        run = start(tmp_path, 2, 2, **SETTINGS)
+        if moment == "start":
+            time.sleep(rng.uniform(2, 6))
+        else:
+            wait_for_step(run, tmp_path, 6 if moment == "step" else 15)
+            time.sleep(rng.uniform(0, 0.05))
+        os.kill(children(run)[rng.randrange(2)], signal.SIGKILL)
+        finish(run, 128 + signal.SIGKILL)
+
+    newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    largest = max(newest.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    with largest.open("r+b") as file:
+        file.truncate(largest.stat().st_size // 2)
+    written = finish(start(tmp_path, 2, 2, **SETTINGS))
+    assert f"CHECKPOINT {newest.name} CANNOT BE READ" in written
+    assert (tmp_path / f"damaged-{newest.name}").is_dir()
+    assert losses(tmp_path) == pytest.approx(undisturbed, rel=1e-5)
