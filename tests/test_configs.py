@@ -6,24 +6,34 @@ import runpy
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh
 
 from gist_jax.models import family
 from gist_jax.training.config import validate
+from gist_jax.training.program import make_program
+from gist_jax.training.recipes import MACHINES
 from gist_jax.training.run import model_config
+from gist_jax.training.sharding import MESH_AXES
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
-# Parameters of the published checkpoints, whose vocabularies are padded to 32128.
-NUM_PARAMETERS = {
-    "flan_t5_small": 76_961_152,
-    "flan_t5_base": 247_577_856,
-    "flan_t5_large": 783_150_080,
-    "flan_t5_xl": 2_849_757_184,
-    "flan_t5_xxl": 11_135_332_352,
+# Vocabulary and parameters of the published checkpoints.
+PUBLISHED = {
+    "llama_7b": (32_000, 6_738_415_616),
+    "llama_3_1_8b": (128_256, 8_030_261_248),
+    "llama_3_2_1b": (128_256, 1_235_814_400),
+    "qwen3_0_6b": (151_936, 596_049_920),
+    "qwen3_8b": (151_936, 8_190_735_360),
+    "mistral_7b": (32_768, 7_248_023_552),
+    "flan_t5_small": (32_128, 76_961_152),
+    "flan_t5_base": (32_128, 247_577_856),
+    "flan_t5_large": (32_128, 783_150_080),
+    "flan_t5_xl": (32_128, 2_849_757_184),
+    "flan_t5_xxl": (32_128, 11_135_332_352),
 }
 
 
-def load(name):
-    return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
+def load(name, *machine):
+    return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](*machine)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
@@ -33,8 +43,27 @@ def test_a_config_is_valid(name):
     model_config(config, 1000)
 
 
-@pytest.mark.parametrize("name", NUM_PARAMETERS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_models(name):
-    model = model_config(load(name), 32128)
+    config, (vocabulary, count) = load(name), PUBLISHED[name]
+    assert config.model.vocab_size in (vocabulary, vocabulary + 1)  # with room for the gist token
+    config.model.vocab_size = vocabulary
+    model = model_config(config)
     shapes = jax.eval_shape(lambda: family.init(model, jax.random.key(0)))
-    assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == NUM_PARAMETERS[name]
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == count
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("name", sorted(PUBLISHED.keys() - {"flan_t5_small"}))
+def test_a_config_for_a_machine(name, machine):
+    """Its mesh has all chips, and rows and parameters divide over it."""
+    config, chips = load(name, machine), MACHINES[machine][0]
+    validate(config)
+    mesh = AbstractMesh(tuple(config.mesh[axis] for axis in MESH_AXES), MESH_AXES)
+    assert mesh.size == chips
+    make_program(config, model_config(config), 0, mesh)
+
+
+def test_an_unknown_machine():
+    with pytest.raises(ValueError, match="'v5e-65' is not one of the machines 4xA100-80GB, 8xH100"):
+        load("llama_7b", "v5e-65")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 import optax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -38,8 +39,9 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     if known != count or min(sizes) < 1:
         wanted = ", ".join(f"{axis} {config.mesh[axis]}" for axis in MESH_AXES)
         raise UserError(f"config.mesh ({wanted}) does not fit the {count} devices there are")
-    types = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+    # An axis may have to be a part of one of a TPU's torus.
+    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def local_rows(rows_on: NamedSharding, batch_size: int) -> np.ndarray:

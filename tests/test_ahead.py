@@ -1,0 +1,104 @@
+"""Programs compiled for TPUs that are not there."""
+
+import json
+import os
+import pathlib
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("libtpu")
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def compile_ahead(*arguments: str, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "launch" / "aot_compile.py"), *arguments]
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
+
+
+def figures(path: pathlib.Path) -> dict[str, dict]:
+    return {report["program"]: report for report in json.loads(path.read_text())}
+
+
+def test_what_a_small_model_needs(tmp_path):
+    """Counted by hand: D 64, F 24, two layers, two heads of 8, 64 tokens in the vocabulary."""
+    output = tmp_path / "figures.json"
+    shape = ("--config.model.vocab_size=64", "--config.model.hidden_size=64")
+    mesh = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    arguments = "--config=tests/quick.py", "--topology=v5e:2x2", f"--output={output}"
+    done = compile_ahead(*arguments, *shape, *mesh)
+    assert done.returncode == 0, done.stderr
+    found = figures(output)
+    assert list(found) == ["train", "prefill", "decode"]
+    layers, head, norms = 2 * (4 * 64 * 16 + 3 * 64 * 24), 64 * 64, 5 * 64
+    train, prefill, decode = found.values()
+    assert train["parameters"] == 4 * ((layers + 2 * head) // 4 + norms)
+    assert train["optimizer"] == 2 * train["parameters"] + 2 * 4  # and two counters
+    assert decode["cache"] == 4 * 2 * 2 * 64 * 16 * (48 + 16) // 4  # of 64 rows
+    assert [report["tokens"] for report in found.values()] == [8 * 48, 64 * 48, 64]
+    attention = 2 * 4 * 16  # FLOPs for a query and a key
+    assert train["model_flops"] == 3 * 8 * 48 * (2 * (layers + head) + 48 * attention)
+    assert prefill["flops"] == 64 * 48 * (2 * layers + 48 * attention) + 64 * 2 * head
+    assert decode["flops"] == 64 * (2 * (layers + head) + (48 + 16) * attention)
+    assert train["moved"]["all-gather"] >= 4 * layers // 4
+    for report in found.values():
+        kept = report["parameters"] + report["optimizer"] + report["cache"]
+        assert kept < report["total"] < kept + 2 * report["activations"] + 2**23
+        low, high = report["seconds"]
+        assert 0 < low <= high <= 3 * low
+    assert re.search(r"decode on v5e:2x2: 4 chips \(data 1, fsdp 2, tensor 2\)", done.stdout)
+
+
+def test_several_slices_and_mistakes():
+    done = compile_ahead(
+        *("--config=tests/quick.py:t5", "--topology=v5e:2x2,v4-8", "--programs=train"),
+        "--rows_per_chip=2",
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| train")]
+    assert [row[1:5] for row in rows] == [
+        ["v5e:2x2", "4", "4×1×1", f"{8 * (48 + 16):,}"],
+        ["v4-8", "4", "4×1×1", f"{8 * (48 + 16):,}"],
+    ]
+    mistakes = {
+        "--topology=v9:2x2": "cannot describe the TPU slice 'v9:2x2'",
+        "--programs=training": "--programs has 'training'",
+        "--config.mesh.fsdp=3": "does not fit the 4 devices",
+    }
+    for mistake, sentence in mistakes.items():
+        done = compile_ahead("--config=tests/quick.py", "--topology=v5e:2x2", mistake)
+        assert done.returncode == 1
+        assert sentence in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "topology"), [("llama_7b", "v4-32"), ("flan_t5_xxl", "v5e-64")])
+def test_the_models_of_the_paper_fit(name, topology, tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_DATA, (20 * 10**9, 20 * 10**9))
+
+    output = tmp_path / "figures.json"
+    arguments = f"--topology={topology}", "--programs=train", f"--output={output}"
+    done = compile_ahead(
+        f"--config=configs/{name}.py:{topology}", *arguments, timeout=600, preexec_fn=limit
+    )
+    assert done.returncode == 0, done.stderr
+    train = figures(output)["train"]
+    assert train["excess"] == 0 and train["chips"] == (64 if topology == "v5e-64" else 16)
+    assert train["utilisation"][1] <= 1
+
+
+def test_a_model_that_cannot_fit():
+    done = compile_ahead("--config=configs/llama_7b.py", "--topology=v5e:2x2", "--programs=train")
+    assert done.returncode == 1
+    sentence = r"train on v5e:2x2 needs ([\d.]+) GiB a chip, ([\d.]+) GiB more than the 15.75 GiB there"
+    needed, excess = map(float, re.search(sentence, done.stderr).groups())
+    # At least the float32 parameters and moments, a quarter on each chip.
+    assert needed > 6.74e9 * 12 / 4 / 2**30
+    assert needed - excess == pytest.approx(15.75, abs=0.1)
