@@ -11,9 +11,10 @@ import pathlib
 
 from gist_jax.command_line import one_sentence_errors, parser
 from gist_jax.data.tokenization import load_tokenizer
+from gist_jax.files import whole_directory, write_json
 from gist_jax.inference.load import load
 from gist_jax.interop import weight_diff, workdir
-from gist_jax.interop.export import DTYPES, whole_directory
+from gist_jax.interop.export import DTYPES
 from gist_jax.interop.huggingface import Checkpoint, find
 
 
@@ -29,7 +30,7 @@ def _import(options: argparse.Namespace) -> None:
         condition = settings.get("condition", "gist" if trained else "pos_control")
         count = settings.get("num_gist_tokens", 1)
         workdir.save_model(beside, checkpoint.config_for(tokenizer), condition, count)
-        workdir.write_json(beside / workdir.CONFIG, {})
+        write_json(beside / workdir.CONFIG, {})
         workdir.save_params(beside, params)
 
 

@@ -1,9 +1,10 @@
-"""Files that are whole or not there, and reading them."""
+"""Files and directories that are whole or not there."""
 
 import contextlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,35 @@ def whole_file(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_directory(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """A directory beside `path` to write into, which takes its place when all went well.
+
+    Raises:
+      UserError: if there is something at `path` already.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists already: choose another name for the output")
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    beside = path.absolute().parent / f".{os.getpid()}.{path.name}"
+    try:
+        beside.mkdir()
+        yield beside
+        if path.exists():
+            path.rmdir()
+        os.replace(beside, path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def write_json(path: str | pathlib.Path, value: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    with whole_file(path) as beside:
+        beside.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: str | pathlib.Path) -> dict[str, Any]:

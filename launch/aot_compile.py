@@ -3,17 +3,20 @@
 python launch/aot_compile.py --config=configs/llama_7b.py:v5e-64 --topology=v5e-64
 python launch/aot_compile.py --config=configs/llama_7b.py --topology=v4-16,v4-32,v4-64 --rows_per_chip=4
 
-Needs libtpu: pip install 'gist_jax[aot]'. Exits with 1 when something does not fit.
+Needs libtpu: pip install 'gist_jax[tpu]'. Exits with 1 when something does not fit.
 """
 
-import json
 import os
 
-# Before libtpu is loaded: no TPU is asked what it is, and several processes may load it.
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+# Before libtpu is loaded: several processes may load it, and it neither asks what TPU there is nor warns
+# that it cannot know.
+os.environ |= {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
 
 import jax
 from absl import flags
@@ -23,7 +26,7 @@ from tqdm import tqdm
 from gist_jax import config_door
 from gist_jax.benchmark.ahead import PROGRAMS, Report, compile_ahead, slice_of
 from gist_jax.errors import UserError
-from gist_jax.files import whole_file
+from gist_jax.files import write_json
 from gist_jax.training.config import validate
 
 _TOPOLOGY = flags.DEFINE_list("topology", None, "TPU slices, as v5e-64 or v5e:8x8.")
@@ -49,8 +52,7 @@ def main(config: ConfigDict) -> None:
             config.data.batch_size = _ROWS.value * len(slices[name])
         reports.append((name, compile_ahead(config, slices[name], program)))
     if _OUTPUT.value:
-        with whole_file(_OUTPUT.value) as beside:
-            beside.write_text(json.dumps([_figures(n, r) for n, r in reports], indent=2) + "\n")
+        write_json(_OUTPUT.value, [_figures(name, report) for name, report in reports])
     if len(slices) == 1:
         for name, report in reports:
             print(_text(name, report))

@@ -1,12 +1,7 @@
 """Writes a model as a directory in Hugging Face format, which transformers loads as it stands."""
 
-import contextlib
-import json
 import math
-import os
 import pathlib
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,35 +12,13 @@ from tqdm import tqdm
 
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
+from gist_jax.files import whole_directory, write_json
 from gist_jax.interop.huggingface import format_of
 from gist_jax.interop.weights import Weight, weights
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-@contextlib.contextmanager
-def whole_directory(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
-    """A directory beside `path` to write into, which takes its place when all went well.
-
-    Raises:
-      UserError: if there is something at `path` already.
-    """
-    path = pathlib.Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} exists already: choose another name for the output")
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    beside = path.absolute().parent / f".{os.getpid()}.{path.name}"
-    try:
-        beside.mkdir()
-        yield beside
-        if path.exists():
-            path.rmdir()
-        os.replace(beside, path)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
 
 
 def export(
@@ -82,8 +55,8 @@ def export(
                 "gist_token_id": tokenizer.gist_id,
                 "condition": condition,
             }
-        _write_json(beside / "config.json", fields)
-        _write_json(beside / "generation_config.json", special)
+        write_json(beside / "config.json", fields)
+        write_json(beside / "generation_config.json", special)
         tokenizer.save(beside)
         write_tensors(
             beside,
@@ -123,7 +96,7 @@ def write_tensors(directory: pathlib.Path, planned, value_of, itemsize: int, sha
             save_file(tensors, directory / file, metadata={"format": "pt"})
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(directory / "model.safetensors.index.json", index)
+        write_json(directory / "model.safetensors.index.json", index)
 
 
 def _stored(params: Params, weight: Weight, dtype: str) -> np.ndarray:
@@ -146,7 +119,3 @@ def _special_ids(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, int | N
     if config.decoder_start_token is not None:
         ids["decoder_start_token_id"] = config.decoder_start_token
     return ids
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from gist_jax.errors import UserError
-from gist_jax.files import read_json
-from gist_jax.interop.export import whole_directory, write_tensors
+from gist_jax.files import read_json, whole_directory
+from gist_jax.interop.export import write_tensors
 from gist_jax.interop.tensor_files import TensorFiles
 
 EXACT = "exact_values.safetensors"

@@ -7,15 +7,13 @@ checkpoints/     Orbax, one directory a step
 """
 
 import dataclasses
-import json
 import pathlib
-from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
 from gist_jax.errors import UserError
-from gist_jax.files import read_json, whole_file
+from gist_jax.files import read_json, write_json
 from gist_jax.models import family
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
@@ -24,12 +22,6 @@ CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
 MODEL = "model.json"
 TOKENIZER = "tokenizer"
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file, whole or not at all."""
-    with whole_file(path) as beside:
-        beside.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def save_model(workdir: pathlib.Path, config: ModelConfig, condition: str, num_gist_tokens: int) -> None:

@@ -25,7 +25,7 @@ from gist_jax.data.tokenization import (
     train_bpe,
 )
 from gist_jax.errors import UserError
-from gist_jax.files import read_json
+from gist_jax.files import read_json, write_json
 from gist_jax.interop import workdir as files
 from gist_jax.interop.huggingface import Checkpoint, find
 from gist_jax.models import family
@@ -211,4 +211,4 @@ def _describe(
         shutil.rmtree(workdir / files.TOKENIZER, ignore_errors=True)
         os.replace(beside, workdir / files.TOKENIZER)
         files.save_model(workdir, model, config.condition, config.num_gist_tokens)
-    files.write_json(workdir / files.CONFIG, config.to_dict())
+    write_json(workdir / files.CONFIG, config.to_dict())
