@@ -11,23 +11,33 @@ from processes import children, finish, losses, start, wait_for_step
 STEPS = 24
 SETTINGS = dict(num_steps=STEPS, mesh__data=1, mesh__fsdp=-1, checkpoint__every=5)
 
+SPLITS = ("human", "seen", "unseen")
+
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """Losses of one process with four devices."""
+    """The workdir of one process with four devices."""
     workdir = tmp_path_factory.mktemp("undisturbed")
     finish(start(workdir, 1, 4, **SETTINGS))
-    found = losses(workdir)
-    assert list(found) == list(range(1, STEPS + 1))
-    return found
+    assert list(losses(workdir)) == list(range(1, STEPS + 1))
+    return workdir
+
+
+def check_same(workdir, undisturbed):
+    """Losses, and what the trained model writes."""
+    assert losses(workdir) == pytest.approx(losses(undisturbed), rel=1e-5)
+    written = sorted((undisturbed / "predictions").iterdir())
+    assert [path.name for path in written] == [f"{STEPS}-validation_{s}.csv" for s in SPLITS]
+    for path in written:
+        assert (workdir / "predictions" / path.name).read_text() == path.read_text()
 
 
 def test_processes_share_the_devices_of_a_run(undisturbed, tmp_path):
     """Four processes, two until SIGTERM, and then one: the same losses as one from the beginning."""
     finish(start(tmp_path / "four", 4, 1, **SETTINGS))
-    assert losses(tmp_path / "four") == pytest.approx(undisturbed, rel=1e-5)
+    check_same(tmp_path / "four", undisturbed)
 
     changing = tmp_path / "changing"
     run = start(changing, 2, 2, **SETTINGS)
@@ -38,7 +48,7 @@ def test_processes_share_the_devices_of_a_run(undisturbed, tmp_path):
     assert 7 <= saved < STEPS
     assert (changing / "checkpoints" / str(saved)).is_dir()
     finish(start(changing, 1, 4, **SETTINGS))
-    assert losses(changing) == pytest.approx(undisturbed, rel=1e-5)
+    check_same(changing, undisturbed)
 
 
 def test_one_process_of_two_is_killed_and_a_checkpoint_is_damaged(undisturbed, tmp_path):
@@ -61,4 +71,4 @@ def test_one_process_of_two_is_killed_and_a_checkpoint_is_damaged(undisturbed, t
     written = finish(start(tmp_path, 2, 2, **SETTINGS))
     assert f"CHECKPOINT {newest.name} CANNOT BE READ" in written
     assert (tmp_path / f"damaged-{newest.name}").is_dir()
-    assert losses(tmp_path) == pytest.approx(undisturbed, rel=1e-5)
+    check_same(tmp_path, undisturbed)
