@@ -6,6 +6,8 @@ import os
 import pathlib
 import sys
 
+import jax
+
 from gist_jax.errors import Stopped, UserError
 
 # Libraries that tell a user of these commands about their own insides.
@@ -17,12 +19,17 @@ def one_sentence_errors():
     """Prints a user's mistake on stderr and exits with 1.
 
     Ctrl-C exits with 130, and a run that SIGTERM stopped with 143, so that whoever sent it can tell a
-    run that is to go on from one that is done.
+    run that is to go on from one that is done. Of several processes one that fails ends at once: at an
+    ordinary exit jax would wait for the others, and they for this one.
     """
     try:
         yield
     except (UserError, OSError) as error:
-        sys.exit("error: " + " ".join(str(error).split()))
+        message = "error: " + " ".join(str(error).split())
+        if jax.distributed.is_initialized() and jax.process_count() > 1:
+            print(message, file=sys.stderr, flush=True)
+            os._exit(1)
+        sys.exit(message)
     except Stopped as stop:
         print(stop, file=sys.stderr)
         sys.exit(143)

@@ -32,7 +32,7 @@ from gist_jax.training.config import validate
 _TOPOLOGY = flags.DEFINE_list("topology", None, "TPU slices, as v5e-64 or v5e:8x8.")
 _PROGRAMS = flags.DEFINE_list("programs", list(PROGRAMS), "Which to compile: train, prefill, decode.")
 _ROWS = flags.DEFINE_integer(
-    "rows_per_chip", None, "Instead of config.data.batch_size: rows of a step for every chip."
+    "rows_per_chip", None, "Instead of config.data.batch_size: rows of a step for every chip.", 1
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the figures to.")
 
@@ -42,6 +42,8 @@ _GIB = 2**30
 def main(config: ConfigDict) -> None:
     jax.config.update("jax_platforms", "cpu")  # or jax looks for the TPU
     validate(config)
+    if not _PROGRAMS.value:
+        raise UserError("--programs is empty")
     if unknown := set(_PROGRAMS.value) - set(PROGRAMS):
         raise UserError(f"--programs has {unknown.pop()!r}, which is none of {', '.join(PROGRAMS)}")
     slices = {name: slice_of(name) for name in _TOPOLOGY.value}

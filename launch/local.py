@@ -76,7 +76,7 @@ def _settings(processes: int, devices: int | None) -> list[dict[str, str]]:
             "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
             "JAX_NUM_PROCESSES": str(processes),
             "JAX_PROCESS_ID": str(number),
-            **simulated,
+            **(simulated or {"JAX_LOCAL_DEVICE_IDS": str(number)}),  # the GPU of its number
         }
         for number in range(processes)
     ]
@@ -107,7 +107,8 @@ def _wait(processes: list[subprocess.Popen], written: list[IO[bytes]], asked: th
             if ended is None:
                 continue
             running.remove(number)
-            code = code or (ended if ended >= 0 else 128 - ended)  # as a shell has it
+            if ended and code in (0, SAVED):  # a failure counts more than that others have saved
+                code = ended if ended > 0 else 128 - ended  # as a shell has it
             # When one has saved so have the others, and they are left to end by themselves.
             if ended not in (0, SAVED) and kill_by == signal.SIGTERM:  # else it ended by our hand
                 _report(number, ended, written[number])

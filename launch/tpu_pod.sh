@@ -11,8 +11,8 @@
 # must have a hierarchical namespace, since a checkpoint is complete once its directory is renamed. Leave
 # it out if they share another disk.
 #
-# The output of all workers comes back here. They go on when the connection breaks. To stop a run so that
-# it saves, and later goes on with the same command:
+# The output of all workers comes back here, and a run ends when the connection breaks: call this where it
+# lasts, for example in tmux. To stop a run so that it saves, and later goes on with the same command:
 #
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=0 --command="pkill -TERM -f '[g]ist_jax'"
 

@@ -56,8 +56,8 @@ def test_what_a_small_model_needs(tmp_path):
 
 def test_several_slices_and_mistakes():
     done = compile_ahead(
-        *("--config=tests/quick.py:t5", "--topology=v5e:2x2,v4-8", "--programs=train"),
-        "--rows_per_chip=2",
+        *("--config=tests/quick.py:t5", "--config.model.vocab_size=64", "--programs=train"),
+        *("--topology=v5e:2x2,v4-8", "--rows_per_chip=2"),
     )
     assert done.returncode == 0, done.stderr
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| train")]
@@ -67,11 +67,15 @@ def test_several_slices_and_mistakes():
     ]
     mistakes = {
         "--topology=v9:2x2": "cannot describe the TPU slice 'v9:2x2'",
+        "--programs=": "--programs is empty",
+        "--rows_per_chip=0": "rows_per_chip",
+        "--config.model.vocab_size=0": "config.model.vocab_size is 0",
         "--programs=training": "--programs has 'training'",
         "--config.mesh.fsdp=3": "does not fit the 4 devices",
     }
     for mistake, sentence in mistakes.items():
-        done = compile_ahead("--config=tests/quick.py", "--topology=v5e:2x2", mistake)
+        config = "--config=tests/quick.py", "--config.model.vocab_size=64"
+        done = compile_ahead(*config, "--topology=v5e:2x2", mistake)
         assert done.returncode == 1
         assert sentence in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
@@ -102,3 +106,14 @@ def test_a_model_that_cannot_fit():
     # At least the float32 parameters and moments, a quarter on each chip.
     assert needed > 6.74e9 * 12 / 4 / 2**30
     assert needed - excess == pytest.approx(15.75, abs=0.1)
+
+
+def test_arguments_count_once_in_what_does_not_fit():
+    """Of a decode step there is hardly more than parameters and cache."""
+    done = compile_ahead(
+        *("--config=configs/llama_7b.py", "--topology=v5e:2x2", "--programs=decode"),
+        *("--config.mesh.fsdp=1", "--config.mesh.data=4", "--config.dtype=float32"),
+    )
+    needed = float(re.search(r"decode on v5e:2x2 needs ([\d.]+) GiB a chip", done.stderr)[1])
+    cache = 4 * 2 * 32 * 64 * 4096 * (256 + 256) / 4 / 2**30
+    assert needed == pytest.approx(4 * 6.74e9 / 2**30 + cache, rel=0.1)

@@ -283,6 +283,12 @@ def test_sweep_goes_on_and_reports(run, tmp_path, train):
     assert code == 0 and len(train()) == 5 and again in out
 
 
+def test_local_a_failure_counts_more_than_that_others_have_saved(run, tmp_path):
+    code = "import os, sys, time; n = int(os.environ['JAX_PROCESS_ID']); time.sleep(n)"
+    code += "; sys.exit([143, 3][n])"
+    assert run(local, "--processes=2", "--", sys.executable, "-c", code)[0] == 3
+
+
 def test_sweep_table(run, tmp_path, train):
     _, out, _ = run(sweep, *grid(tmp_path))
     with (tmp_path / "sweep" / "results.csv").open() as file:

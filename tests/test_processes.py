@@ -8,6 +8,8 @@ import time
 import pytest
 from processes import children, finish, losses, start, wait_for_step
 
+from gist_jax.training import distributed
+
 STEPS = 24
 SETTINGS = dict(num_steps=STEPS, mesh__data=1, mesh__fsdp=-1, checkpoint__every=5)
 
@@ -72,3 +74,28 @@ def test_one_process_of_two_is_killed_and_a_checkpoint_is_damaged(undisturbed, t
     assert f"CHECKPOINT {newest.name} CANNOT BE READ" in written
     assert (tmp_path / f"damaged-{newest.name}").is_dir()
     check_same(tmp_path, undisturbed)
+
+
+def test_a_mistake_in_one_process_ends_all(tmp_path):
+    """At once, though the others wait for it: a file stands where the first would make the workdir."""
+    (tmp_path / "workdir").write_text("")
+    began = time.monotonic()
+    written = finish(start(tmp_path / "workdir", 2, 1, **SETTINGS), 1)
+    assert "error:" in written and "File exists" in written
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID is 2, but must be below JAX_NUM_PROCESSES"),
+        ({"JAX_COORDINATOR_ADDRESS": "localhost"}, "is 'localhost', but must be HOST:PORT"),
+        ({"JAX_NUM_PROCESSES": "two"}, "needs the numbers JAX_NUM_PROCESSES and JAX_PROCESS_ID"),
+    ],
+)
+def test_mistakes_in_the_variables(variables, sentence, monkeypatch):
+    right = {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+    for name, value in (right | variables).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=sentence):
+        distributed.initialize()

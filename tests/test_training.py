@@ -175,6 +175,54 @@ def test_a_run_goes_on_with_another_mesh(undisturbed, tmp_path):
     assert ours == pytest.approx(theirs, rel=1e-5)
 
 
+def damage(path):
+    """Leaves half of a file."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def largest_file(directory):
+    return max(directory.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+
+
+def test_a_run_goes_on_from_what_can_be_read(undisturbed, tmp_path):
+    """First the scores of the last checkpoint are damaged, then it, then the last two of three."""
+    config = quick.get_config()
+    config.evaluation.every = 2
+
+    def train():  # evaluated at step 2, and best there
+        scores = lambda _, step: {config.checkpoint.metric: float(-step)}  # noqa: E731
+        loop.train(prepare(config, tmp_path), scores)
+        return sorted((tmp_path / files.CHECKPOINTS).iterdir(), key=lambda path: int(path.name))
+
+    steps = train()
+    assert [path.name for path in steps] == ["2", "6", "8"]
+    damage(steps[-1] / "metrics" / "metrics")
+    steps = train()
+    assert not (steps[-1] / "metrics" / "metrics").exists()
+    for moved in (["damaged-8"], ["damaged-6", "damaged-8", "damaged-8x"]):
+        for name in {moved[0].removeprefix("damaged-"), "8"}:
+            damage(largest_file(tmp_path / files.CHECKPOINTS / name))
+        assert [path.name for path in train()][-1] == "8"
+        assert sorted(path.name for path in tmp_path.glob("damaged-*")) == moved
+        assert losses(tmp_path) == losses(undisturbed)
+
+
+def test_nothing_is_moved_when_no_checkpoint_can_be_read(tmp_path, monkeypatch):
+    """Which may have another cause than damage."""
+    config = quick.get_config()
+    loop.train(prepare(config, tmp_path))
+    before = sorted(path.name for path in (tmp_path / files.CHECKPOINTS).iterdir())
+
+    def fail(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    monkeypatch.setattr(loop.Checkpoints, "_load", fail)
+    with pytest.raises(ValueError, match="no checkpoint in .* can be read: RESOURCE_EXHAUSTED"):
+        loop.train(prepare(config, tmp_path))
+    assert sorted(path.name for path in (tmp_path / files.CHECKPOINTS).iterdir()) == before
+    assert not list(tmp_path.glob("damaged-*"))
+
+
 def test_a_start_that_was_killed_while_it_described_the_run(tmp_path):
     """config.json is written last: without it nothing in the workdir counts."""
     prepare(quick.get_config(), tmp_path)

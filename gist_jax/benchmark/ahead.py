@@ -44,7 +44,7 @@ class Report(NamedTuple):
     cache: int
     activations: int  # all that is temporary: gradients and gathered parameters too
     total: int
-    memory: int  # that a program may use
+    memory: int  # of a chip, or what XLA would give a program that does not fit
     tokens: int  # processed by one execution
     flops: int  # executed, those of recomputation included
     model_flops: int  # without recomputation
@@ -100,12 +100,14 @@ def compile_ahead(config: ConfigDict, devices: Sequence[jax.Device], program: st
     """Compiles one of PROGRAMS.
 
     "train" is a step of training. "prefill" reads the prompts of an evaluation's batch, and "decode"
-    writes one token of each.
+    writes one token of each, with nothing of the training in memory.
 
     Raises:
       UserError: if the config does not fit the mesh.
     """
-    model = model_config(config)
+    if not config.model.vocab_size:
+        raise UserError("config.model.vocab_size is 0, that of a tokenizer: give a number")
+    model = model_config(config, config.model.vocab_size)
     mesh = sharding.make_mesh(config, devices)
     make = {"train": _train, "prefill": _prefill, "decode": _decode}[program]
     work = make(config, model, mesh)
@@ -125,11 +127,12 @@ def compile_ahead(config: ConfigDict, devices: Sequence[jax.Device], program: st
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
+            # The arguments are among what it calls temporaries.
             needed = re.search(r"temporaries \(([\d.]+)G\) exceeds .* \(([\d.]+)G\)", str(error))
             if needed is None:
                 raise
-            activations, memory = (int(float(size) * 2**30) for size in needed.groups())
-            total = activations + sum(described[k] for k in ("parameters", "optimizer", "cache"))
+            total, memory = (int(float(size) * 2**30) for size in needed.groups())
+            activations = total - sum(described[k] for k in ("parameters", "optimizer", "cache"))
             nothing = roofline(accelerator, work.flops / len(devices), 0, 0)
             return Report(
                 **described,

@@ -122,10 +122,8 @@ def _collective(
     group_size = _group_size(operation.attributes) or devices
     if kind == "reduce-scatter":
         size *= group_size
-    # A TPU's reduce-scatter may be written as an all-reduce of which each device takes a slice.
-    elif name.startswith("all-reduce-scatter") and all(
-        user.opcode == "dynamic-slice" for user in _users(computation, operation)
-    ):
+    # A TPU's reduce-scatter may be written as an all-reduce, of which each device takes slices.
+    elif name.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"
     return Collective(kind, size, group_size, 1, loop)
 

@@ -67,19 +67,21 @@ def load_params(workdir: pathlib.Path) -> tuple[Params, int]:
     if not directory.is_dir():
         raise UserError(f"{workdir} has no checkpoint yet")
     metric = read_json(workdir / CONFIG).get("checkpoint", {}).get("metric")
-    with ocp.training.Checkpointer(directory.resolve()) as checkpoints:
-        steps = checkpoints.checkpoints
-        if not steps:
-            raise UserError(f"{workdir} has no checkpoint yet")
-        evaluated = [s for s in steps if s.metrics and metric in s.metrics]
-        chosen = max(evaluated, key=lambda s: (s.metrics[metric], s.step), default=steps[-1])
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-            jax.eval_shape(lambda: family.init(config, jax.random.key(0))),
-        )
-        try:
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        jax.eval_shape(lambda: family.init(config, jax.random.key(0))),
+    )
+    try:
+        with ocp.training.Checkpointer(directory.resolve()) as checkpoints:
+            steps = checkpoints.checkpoints
+            if not steps:
+                raise UserError(f"{workdir} has no checkpoint yet")
+            evaluated = [s for s in steps if s.metrics and metric in s.metrics]
+            chosen = max(evaluated, key=lambda s: (s.metrics[metric], s.step), default=steps[-1])
             loaded = checkpoints.load_checkpointables(chosen.step, {"params": shapes})
-        except (KeyError, OSError, ValueError) as error:  # of Orbax, for damaged files
-            raise UserError(f"checkpoint {chosen.step} of {workdir} cannot be read: {error}") from None
+    except UserError:
+        raise
+    except (KeyError, OSError, ValueError) as error:  # of Orbax, for damaged files
+        raise UserError(f"a checkpoint of {workdir} cannot be read: {error}") from None
     return loaded["params"], chosen.step

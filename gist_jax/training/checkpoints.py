@@ -1,6 +1,7 @@
 """Orbax checkpoints of a run: asynchronous, sharded; the best and the last two are kept."""
 
 import contextlib
+import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ class Checkpoints:
         self._orbax = self._open()
 
     def _open(self) -> ocp.training.Checkpointer:
+        if distributed.is_first():
+            self._drop_damaged_scores()
+        distributed.wait_for_all("opened")
         policies, metric = ocp.training.preservation_policies, self._metric
 
         def by_metric(metrics: dict[str, float]) -> float:
@@ -41,6 +45,15 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
             cleanup_tmp_directories=True,
         )
+
+    def _drop_damaged_scores(self) -> None:
+        """Orbax reads the scores of all checkpoints when it begins: none of them may stop it."""
+        for scores in self._directory.glob("[0-9]*/metrics/metrics"):
+            try:
+                json.loads(scores.read_text(encoding="utf-8"))
+            except ValueError as problem:
+                logging.error("THE SCORES OF A CHECKPOINT CANNOT BE READ and are dropped: %s", problem)
+                scores.unlink()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -92,6 +105,7 @@ class Checkpoints:
           UserError: if there are checkpoints but none can be read.
         """
         steps = [checkpoint.step for checkpoint in self._orbax.checkpoints]
+        unreadable: dict[int, str] = {}
         for step in reversed(steps):
             found, problem = None, "another process cannot read its part"
             try:
@@ -99,10 +113,13 @@ class Checkpoints:
             except Exception as error:  # of many kinds, for damaged files
                 problem = " ".join(str(error).split())[:300]
             if distributed.all_true(found is not None):
+                # Only now: what keeps all of them from being read is no damage.
+                self._put_aside(unreadable)
                 return found
-            if step == steps[0]:
-                raise UserError(f"no checkpoint in {self._directory} can be read: {problem}")
-            self._put_aside(step, problem)
+            unreadable[step] = problem
+        if unreadable:
+            reason = next(iter(unreadable.values()))
+            raise UserError(f"no checkpoint in {self._directory} can be read: {reason}")
         return None
 
     def _load(self, step: int, like: TrainState) -> tuple[TrainState, Any]:
@@ -117,19 +134,25 @@ class Checkpoints:
         state = TrainState(loaded["optimizer"]["step"], loaded["params"], loaded["optimizer"]["state"])
         return jax.block_until_ready(state), data
 
-    def _put_aside(self, step: int, problem: str) -> None:
-        """Moves a damaged checkpoint beside the others, so that its step can be saved again."""
-        aside = self._directory.parent / f"damaged-{step}"
-        if distributed.is_first():
-            while aside.exists():
-                aside = aside.with_name(aside.name + "x")
-            os.replace(self._directory / str(step), aside)
-        logging.error(
-            "CHECKPOINT %d CANNOT BE READ and is now %s; going on from the one before it. %s",
-            step,
-            aside,
-            problem,
-        )
-        distributed.wait_for_all(f"put aside {step}")
-        self._orbax.close()
-        self._orbax = self._open()
+    def _put_aside(self, unreadable: dict[int, str]) -> None:
+        """Moves damaged checkpoints beside the others, so that their steps can be saved again.
+
+        Args:
+          unreadable: what is wrong, by step.
+        """
+        for step, problem in unreadable.items():
+            aside = self._directory.parent / f"damaged-{step}"
+            if distributed.is_first():
+                while aside.exists():
+                    aside = aside.with_name(aside.name + "x")
+                os.replace(self._directory / str(step), aside)
+            logging.error(
+                "CHECKPOINT %d CANNOT BE READ and is now %s; going on from one before it. %s",
+                step,
+                aside,
+                problem,
+            )
+        if unreadable:
+            distributed.wait_for_all("put aside")
+            self._orbax.close()
+            self._orbax = self._open()

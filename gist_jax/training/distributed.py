@@ -1,5 +1,6 @@
 """Several processes as one run: how they find each other, agree, and stop together."""
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -25,14 +26,17 @@ def initialize() -> None:
     """
     given = {name: os.environ[name] for name in (COORDINATOR, COUNT, INDEX) if name in os.environ}
     if not given:
-        try:
+        with contextlib.suppress(ValueError):  # which says that jax knows of no cluster
             jax.distributed.initialize()
-        except ValueError:  # jax knows of no cluster
-            return
-    elif len(given) < 3 or not all(given[name].isdigit() for name in (COUNT, INDEX)):
+        return
+    if len(given) < 3 or not all(given[name].isdigit() for name in (COUNT, INDEX)):
         raise UserError(f"{COORDINATOR} needs the numbers {COUNT} and {INDEX} beside it")
-    else:
-        jax.distributed.initialize(given[COORDINATOR], int(given[COUNT]), int(given[INDEX]))
+    address, count, index = given[COORDINATOR], int(given[COUNT]), int(given[INDEX])
+    if index >= count:
+        raise UserError(f"{INDEX} is {index}, but must be below {COUNT}, which is {count}")
+    if not address.rpartition(":")[2].isdigit() or ":" not in address:
+        raise UserError(f"{COORDINATOR} is {address!r}, but must be HOST:PORT")
+    jax.distributed.initialize(address, count, index)
 
 
 def is_first() -> bool:

@@ -179,7 +179,7 @@ def _tokenizer(
     raise UserError("config.data.tokenizer is empty: give a directory, a file, or bpe:4096")
 
 
-def model_config(config: ConfigDict, vocab_size: int = 1) -> ModelConfig:
+def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
     """The shape that `config.model` describes.
 
     Args:
