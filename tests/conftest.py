@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import signal
+import sys
 
 import hypothesis
 import jax
@@ -95,3 +97,22 @@ def workdir(tmp_path_factory, model_family):
 @pytest.fixture(scope="session")
 def lm(workdir):
     return gist_jax.load(workdir)
+
+
+@pytest.fixture
+def run_script(monkeypatch, capfd):
+    """Runs a script of launch/ in this process; its exit code, and what it and its children printed."""
+
+    def run(module, *arguments: str) -> tuple[int | str, str, str]:
+        monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
+        code = 0
+        try:
+            module.main()
+        except SystemExit as end:
+            code = end.code
+        return code, *capfd.readouterr()
+
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -1,6 +1,5 @@
 """Several processes as one run: how they find each other, agree, and stop together."""
 
-import contextlib
 import hashlib
 import os
 import signal
@@ -26,8 +25,11 @@ def initialize() -> None:
     """
     given = {name: os.environ[name] for name in (COORDINATOR, COUNT, INDEX) if name in os.environ}
     if not given:
-        with contextlib.suppress(ValueError):  # which says that jax knows of no cluster
+        try:
             jax.distributed.initialize()
+        except ValueError as error:
+            if "coordinator_address" not in str(error):  # or else jax knows of no cluster
+                raise
         return
     if len(given) < 3 or not all(given[name].isdigit() for name in (COUNT, INDEX)):
         raise UserError(f"{COORDINATOR} needs the numbers {COUNT} and {INDEX} beside it")
