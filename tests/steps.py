@@ -67,11 +67,16 @@ def compiled_step(program: Program):
         return program.step.lower(program.state, program.batch).compile()
 
 
-def losses_of(model_family, *args, steps=10, **settings) -> list[float]:
-    """The losses of some steps; see `program_of`."""
+def losses_of(*args, **settings) -> list[float]:
+    """The losses of some steps; see `metrics_of`."""
+    return metrics_of(*args, **settings)[0]
+
+
+def metrics_of(model_family, *args, steps=10, **settings) -> tuple[list[float], list[float]]:
+    """Losses and gradient norms of some steps; see `program_of`."""
     program = program_of(model_family, *args, **settings)
     model = MODELS[model_family]
-    losses = []
+    losses, norms = [], []
     with jax.set_mesh(program.mesh):
         state = program.create(jax.device_put(start(model_family), program.params_on))
         run = compiled_step(program)
@@ -79,4 +84,5 @@ def losses_of(model_family, *args, steps=10, **settings) -> list[float]:
             batch = jax.device_put(random_batch(model, rows=16, seed=step), program.rows_on)
             state, metrics = run(state, batch)
             losses.append(float(metrics["loss"]))
-    return losses
+            norms.append(float(metrics["grad_norm"]))
+    return losses, norms

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from steps import MODELS, compiled_step, losses_of, program_of, random_batch, start
+from steps import MODELS, compiled_step, losses_of, metrics_of, program_of, random_batch, start
 
 from gist_jax.benchmark.collectives import collectives
 from gist_jax.training import sharding
@@ -22,15 +22,17 @@ DROPOUT = {"llama": 0.0, "t5": 0.2}
 @pytest.fixture(scope="module")
 def reference(model_family):
     """Of one device."""
-    return losses_of(model_family, dropout=DROPOUT[model_family])
+    return metrics_of(model_family, dropout=DROPOUT[model_family])
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)])
 def test_losses_do_not_depend_on_mesh_or_accumulation(model_family, reference, sizes, accumulate):
     settings = dict(dropout=DROPOUT[model_family], optimizer__accumulate=accumulate)
-    found = losses_of(model_family, sizes, **settings)
-    np.testing.assert_allclose(found, reference, rtol=1e-5)
+    losses, norms = metrics_of(model_family, sizes, **settings)
+    np.testing.assert_allclose(losses, reference[0], rtol=1e-5)
+    # AdamW would not see gradients that are too large or too small.
+    np.testing.assert_allclose(norms, reference[1], rtol=1e-3)
 
 
 @pytest.mark.parametrize(
