@@ -190,7 +190,9 @@ def test_a_run_goes_on_from_what_can_be_read(undisturbed, tmp_path):
     config.evaluation.every = 2
 
     def train():  # evaluated at step 2, and best there
-        scores = lambda _, step: {config.checkpoint.metric: float(-step)}  # noqa: E731
+        def scores(_, step):
+            return {config.checkpoint.metric: float(-step)}
+
         loop.train(prepare(config, tmp_path), scores)
         return sorted((tmp_path / files.CHECKPOINTS).iterdir(), key=lambda path: int(path.name))
 

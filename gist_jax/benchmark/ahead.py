@@ -266,7 +266,7 @@ def _prompts(config: ConfigDict, model: ModelConfig, mesh: Mesh):
 
     shapes = jax.eval_shape(stacked)
     on = sharding.param_shardings(mesh, family.logical_axes(model, stacked=False), shapes)
-    params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, on)
+    params = sharding.placed(shapes, on)
     rows = config.evaluation.batch_size
     rows += -rows % ways(mesh, "batch")
     shape = rows, bucket(config.evaluation.max_input_length, smallest=16)

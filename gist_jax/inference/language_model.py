@@ -51,6 +51,11 @@ def _checksums(leaves: list[jax.Array]) -> jax.Array:
     return jnp.stack([checksum(x) for x in leaves])
 
 
+def _for_inference(params: Params, dtype: str) -> Params:
+    # Of the module, so that every evaluation of a run finds it compiled.
+    return jax.tree.map(lambda x: x.astype(dtype), unstacked(params))
+
+
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
     """What `gist_jax.load` returns. Make one from training's parameters with `from_params`."""
@@ -81,11 +86,8 @@ class LanguageModel:
           params_on: where they shall lie; a sharding for every parameter, with layers apart.
           mesh: of the devices that share the rows of a batch.
         """
-
-        def for_inference(params: Params) -> Params:
-            return jax.tree.map(lambda x: x.astype(dtype), unstacked(params))
-
-        params = jax.jit(for_inference, out_shardings=params_on)(params)
+        cast = jax.jit(_for_inference, static_argnames="dtype", out_shardings=params_on)
+        params = cast(params, dtype=dtype)
         return cls(config, params, tokenizer, num_gist_tokens, condition, mesh)
 
     @functools.cached_property

@@ -41,12 +41,6 @@ class Program(NamedTuple):
         return self.batch["tokens"].sharding
 
 
-def _placed(shapes, shardings):
-    return jax.tree.map(
-        lambda x, on: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), shapes, shardings
-    )
-
-
 def make_program(config: ConfigDict, model: ModelConfig, gist_token: int, mesh: Mesh) -> Program:
     """The program of a config for a model.
 
@@ -56,7 +50,7 @@ def make_program(config: ConfigDict, model: ModelConfig, gist_token: int, mesh: 
     rows_on = sharding.batch_sharding(mesh, config.data.batch_size, config.optimizer.accumulate)
     replicated = sharding.replicated(mesh)
     shapes = jax.eval_shape(lambda: family.init(model, jax.random.key(0)))
-    params = _placed(shapes, sharding.param_shardings(mesh, family.logical_axes(model), shapes))
+    params = sharding.placed(shapes, sharding.param_shardings(mesh, family.logical_axes(model), shapes))
     params_on = jax.tree.map(lambda x: x.sharding, params)
     optimizer = make_optimizer(config)
     moments_on = sharding.optimizer_shardings(mesh, optimizer, shapes, params_on)
@@ -83,7 +77,7 @@ def make_program(config: ConfigDict, model: ModelConfig, gist_token: int, mesh: 
     return Program(
         mesh,
         params,
-        _placed(jax.eval_shape(create, shapes), state_on),
+        sharding.placed(jax.eval_shape(create, shapes), state_on),
         _batch(config, model, rows_on),
         jax.jit(create, donate_argnums=0, out_shardings=state_on),
         jax.jit(

@@ -65,6 +65,13 @@ def place_rows(
     return {name: place(x) for name, x in batch.items()}
 
 
+def placed(shapes, shardings):
+    """A tree of ShapeDtypeStructs with shardings, from two trees."""
+    return jax.tree.map(
+        lambda x, on: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), shapes, shardings
+    )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
