@@ -41,7 +41,8 @@ class RMSNorm(nnx.Module):
 class Projection(nnx.Module):
     """A linear map, given as an einsum over the named dimensions of its kernel.
 
-    A bias has the dimensions of the kernel after the first.
+    A bias has the dimensions of the kernel after the first. Heads that are summed over count as one
+    dimension with theirs: of two XLA might choose another order, and copy the kernel for it.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class Projection(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         # Split here too, so that its gradient is summed into parts and never whole on a device.
         kernel = constrain(self.kernel.astype(x.dtype), *self.axes)
+        if x.ndim == 4:
+            x, kernel = x.reshape(*x.shape[:2], -1), kernel.reshape(-1, kernel.shape[-1])
         x = jnp.einsum(self.equation, x, kernel)
         return x if self.bias is None else x + self.bias.astype(x.dtype)
 
@@ -80,7 +83,7 @@ class Attention(nnx.Module):
         self.query = Projection("btd,dnh->btnh", (d, n, h), of_heads, of_query, dtype, rngs, bias)
         self.key, self.value = Projection(*key_value), Projection(*key_value)
         out_of = "heads", "head_dim", "embed"
-        self.output = Projection("btnh,nhd->btd", (n, h, d), out_of, of_output, dtype, rngs)
+        self.output = Projection("btf,fd->btd", (n, h, d), out_of, of_output, dtype, rngs)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries `[B, T, N, H]`, keys and values `[B, T, K, H]` of `[B, T, D]`."""
@@ -187,31 +190,39 @@ def attend_cached(
     num_kv_heads = blocks[0][0].shape[1]
     sizes = [keys.shape[2] for keys, _ in blocks]
     _check_bias(bias, length, sum(sizes))
+    # [B, T, N, H] -> [B, K, G, T, H]
     q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
-
-    def rows(block):  # without its dimension, the rows of a shared block fold into the queries
-        shared = block.shape[0] == 1 and batch > 1
-        return (block[0], "") if shared else (block, "b")
-
-    scores = []
-    for keys, _ in blocks:
-        keys, b = rows(keys)
-        scores.append(_product(f"btkgh,{b}ksh->bkgts", q, keys))
+    q = q.transpose(0, 2, 3, 1, 4)
+    scores = jnp.concatenate([_with_block("h", q, keys) for keys, _ in blocks], axis=-1)
     # [B, 1 or N, T, S] -> [B, 1 or K, 1 or G, T, S]
-    heads = (1, 1) if bias.shape[1] == 1 else q.shape[2:4]
+    heads = (1, 1) if bias.shape[1] == 1 else q.shape[1:3]
     bias = bias.reshape(bias.shape[0], *heads, *bias.shape[2:])
     scale = head_dim**-0.5 if scale is None else scale
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) * scale + bias, axis=-1)
+    weights = jax.nn.softmax(scores * scale + bias, axis=-1)
     if dropout is not None:
         weights = dropout(weights)
 
     out, start = 0, 0
     for (_, values), size in zip(blocks, sizes, strict=True):
-        values, b = rows(values)
         part = weights[..., start : start + size].astype(values.dtype)
-        out += _product(f"bkgts,{b}ksh->btkgh", part, values)
+        out += _with_block("s", part, values)
         start += size
-    return out.astype(q.dtype).reshape(batch, length, num_heads, head_dim)
+    return out.astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
+
+
+def _with_block(summed: str, x: jax.Array, block: jax.Array) -> jax.Array:
+    """The product of `[B, K, G, T, H or S]` with `[B or 1, K, S, H]`, summed over "h" or "s".
+
+    The dimensions stand so that XLA need not transpose a block, which it would do at every step.
+    """
+    kept = {"h": "s", "s": "h"}[summed]
+    batch, heads, *queries, _ = x.shape
+    if len(block) == batch > 1:
+        return _product(f"bkgt{summed},bksh->bkgt{kept}", x, block)
+    # The rows of a shared block are queries of one and the same.
+    x = x.swapaxes(0, 1).reshape(heads, -1, x.shape[-1])
+    x = _product(f"km{summed},ksh->km{kept}", x, block[0])
+    return x.reshape(heads, batch, *queries, -1).swapaxes(0, 1)
 
 
 def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
