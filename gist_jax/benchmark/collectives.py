@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from gist_jax.benchmark.hlo import MAIN, Computation, Operation, Program, parse, shape_bytes
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -30,15 +32,10 @@ def collectives(text: str) -> list[Collective]:
     Raises:
       ValueError: if it cannot be found how often a loop with collectives in it turns.
     """
-    program: _Program = {}
-    for line in text.splitlines():
-        if found := _COMPUTATION.match(line):
-            computation = program.setdefault(_MAIN if found[1] else found[2], {})
-        elif found := _OPERATION.match(line):
-            computation[found[2]] = _Operation(*found.groups())
+    program = parse(text)
     header = text.partition("\n")[0]
     devices = math.prod(map(int, re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header)))
-    return list(_inside(program, devices, _MAIN, ""))
+    return list(_inside(program, devices, MAIN, ""))
 
 
 def moved(collective: Collective) -> int:
@@ -50,38 +47,7 @@ def moved(collective: Collective) -> int:
     return rounds * whole * (n - 1) // n
 
 
-class _Operation(NamedTuple):
-    """A line `name = shape opcode(arguments), attributes`."""
-
-    root: str | None  # not None if it is the computation's result
-    name: str
-    shape: str
-    opcode: str
-    arguments: str
-    attributes: str
-
-    def operands(self) -> list[str]:
-        return _NAME.findall(self.arguments)
-
-    def attribute(self, name: str) -> str:
-        return re.search(rf"\b{name}=%?([\w.-]+)", self.attributes)[1]
-
-    def called(self) -> list[str]:
-        return [name for names in _CALLED.findall(self.attributes) for name in _NAME.findall(names)]
-
-
-# Operations by name, in computations by name.
-_Computation = dict[str, _Operation]
-_Program = dict[str, _Computation]
-
-_MAIN = "ENTRY"
-_NAME = re.compile(r"%([\w.-]+)")
-_COMPUTATION = re.compile(r"(ENTRY )?%([\w.-]+) \(.*\{$")
-_OPERATION = re.compile(r"\s+(ROOT )?%([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*?)\)(.*)")
-_CALLED = re.compile(r"\b(?:calls|to_apply|\w+_computations?)=(\{[^}]*\}|%[\w.-]+)")
-
-
-def _inside(program: _Program, devices: int, name: str, loop: str) -> Iterator[Collective]:
+def _inside(program: Program, devices: int, name: str, loop: str) -> Iterator[Collective]:
     """Collectives of one run of a computation of that name, and of all it calls.
 
     Args:
@@ -104,7 +70,7 @@ def _inside(program: _Program, devices: int, name: str, loop: str) -> Iterator[C
                 yield from _inside(program, devices, called, loop)
 
 
-def _goes_on(name: str, computation: _Computation, operation: _Operation) -> bool:
+def _goes_on(name: str, computation: Computation, operation: Operation) -> bool:
     """Whether it is a later part of what another of a TPU's fusions began, by AsyncCollectiveStart."""
     return name.startswith("async_collective_fusion") or any(
         '"AsyncCollectiveDone"' in user.attributes for user in _users(computation, operation)
@@ -112,11 +78,11 @@ def _goes_on(name: str, computation: _Computation, operation: _Operation) -> boo
 
 
 def _collective(
-    kind: str, name: str, computation: _Computation, operation: _Operation, devices: int, loop: str
+    kind: str, name: str, computation: Computation, operation: Operation, devices: int, loop: str
 ) -> Collective:
     # The shape of -start has the operands in it too, that of -done the output alone.
     last = operation if kind == operation.opcode else _end(computation, operation)
-    size = _bytes(last.shape)
+    size = shape_bytes(last.shape)
     if kind == "collective-permute":
         return Collective(kind, size, _longest_chain(operation.attributes), 1, loop)
     group_size = _group_size(operation.attributes) or devices
@@ -128,24 +94,15 @@ def _collective(
     return Collective(kind, size, group_size, 1, loop)
 
 
-def _users(computation: _Computation, operation: _Operation) -> list[_Operation]:
+def _users(computation: Computation, operation: Operation) -> list[Operation]:
     return [user for user in computation.values() if operation.name in user.operands()]
 
 
-def _end(computation: _Computation, operation: _Operation) -> _Operation:
+def _end(computation: Computation, operation: Operation) -> Operation:
     """The -done of a -start, behind any -update."""
     while not operation.opcode.endswith("-done"):
         (operation,) = _users(computation, operation)
     return operation
-
-
-def _bytes(shape: str) -> int:
-    """Of an array or of all arrays of a tuple, `(bf16[2,3]{1,0}, f32[])`."""
-    total = 0
-    for dtype, dimensions in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", shape):
-        bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
-        total += -(-bits * math.prod(map(int, filter(None, dimensions.split(",")))) // 8)
-    return total
 
 
 def _group_size(attributes: str) -> int:
@@ -176,7 +133,7 @@ def _longest_chain(attributes: str) -> int:
     return longest
 
 
-def _turns(program: _Program, around: _Computation, loop: _Operation) -> int:
+def _turns(program: Program, around: Computation, loop: Operation) -> int:
     """How often a loop turns: noted beside it, or seen from its counter's start, step and bound."""
     if noted := re.search(r'known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)', loop.attributes):
         return int(noted[1])
@@ -196,11 +153,11 @@ def _turns(program: _Program, around: _Computation, loop: _Operation) -> int:
     raise ValueError(f"loop {loop.name} does not show how often it turns")
 
 
-def _root(computation: _Computation) -> _Operation:
+def _root(computation: Computation) -> Operation:
     return next(operation for operation in computation.values() if operation.root)
 
 
-def _source(computation: _Computation, name: str) -> _Operation:
+def _source(computation: Computation, name: str) -> Operation:
     """The operation of that name, or the one it copies."""
     operation = computation[name]
     while operation.opcode in ("copy", "copy-start", "copy-done", "bitcast"):

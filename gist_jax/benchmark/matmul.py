@@ -4,11 +4,11 @@ XLA's own count takes the body of a scan once.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
 
 def matmul_flops(function: Callable, *args, **kwargs) -> int:
@@ -24,11 +24,30 @@ def matmul_flops(function: Callable, *args, **kwargs) -> int:
     Raises:
       ValueError: if there are products in a while loop, since nobody knows how often it turns.
     """
-    return _of_jaxpr(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
+    return products_in(jax.make_jaxpr(function)(*args, **kwargs))
+
+
+def products_in(traced: ClosedJaxpr) -> int:
+    """The same of a function that was traced: `jax.jit(function).trace(…).jaxpr`."""
+    return _of_jaxpr(traced.jaxpr)
+
+
+def live(jaxpr: Jaxpr) -> list[JaxprEqn]:
+    """The equations that results depend on; JAX does not hand others to XLA."""
+    needed, equations = _variables(jaxpr.outvars), []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or not needed.isdisjoint(equation.outvars):
+            equations.append(equation)
+            needed |= _variables(equation.invars)
+    return equations[::-1]
+
+
+def _variables(values: Iterable[Any]) -> set[Var]:
+    return {v for v in values if isinstance(v, Var)}
 
 
 def _of_jaxpr(jaxpr: Jaxpr) -> int:
-    return sum(map(_of_equation, jaxpr.eqns))
+    return sum(map(_of_equation, live(jaxpr)))
 
 
 def _of_equation(equation: JaxprEqn) -> int:
