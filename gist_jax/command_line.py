@@ -42,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see --help)\n")
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return super()._get_help_string(action) if action.default else action.help
 
@@ -50,6 +50,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 def parser(description: str) -> argparse.ArgumentParser:
     """The parser of the door that runs; its --help shows the defaults there are."""
     script = pathlib.Path(sys.argv[0])
+    if script.name == "__main__.py":  # of a package
+        script = script.parent
     package = script.parent.name == "gist_jax"
     prog = f"python -m gist_jax.{script.stem}" if package else f"python {script}"
     return _Parser(prog=prog, description=description, formatter_class=_Help)

@@ -21,11 +21,12 @@ from typing import Any
 from gist_jax.command_line import one_sentence_errors, parser
 from gist_jax.config_door import load
 from gist_jax.errors import UserError
-from gist_jax.evaluation.report import SHOWN, Row, as_text, write_csv
+from gist_jax.evaluation.report import SHOWN, Row, as_text
 from gist_jax.evaluation.rouge import recovery
 from gist_jax.files import read_json, whole_file
 from gist_jax.gist import CONDITIONS
 from gist_jax.interop.workdir import CHECKPOINTS, CONFIG
+from gist_jax.table import write_csv
 from gist_jax.training.metrics import best_evaluation, read_metrics
 
 OWN = ("condition", "num_gist_tokens", "seed")  # fields of the config that differ between runs

@@ -1,6 +1,5 @@
-"""Gisting beside its controls: a table, a CSV and a figure of the same numbers."""
+"""Gisting beside its controls: a table and a figure of the same numbers."""
 
-import csv
 import pathlib
 
 from matplotlib.figure import Figure
@@ -8,6 +7,7 @@ from matplotlib.figure import Figure
 from gist_jax.evaluation.rouge import recovery
 from gist_jax.files import whole_file
 from gist_jax.gist import CONDITIONS
+from gist_jax.table import aligned
 
 SHOWN = {"rougeL": "ROUGE-L", "exact_match": "exact match"}
 
@@ -32,22 +32,7 @@ def as_text(table: list[Row]) -> str:
     for row in table:
         cells = [x if isinstance(x, str) else f"{x:.1f}" for x in row.values()]
         lines.append([f"{x} %" if "recovery" in c else x for c, x in zip(row, cells, strict=True)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-
-    def aligned(line):
-        left = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
-        right = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
-        return "  ".join(left + right)
-
-    return "\n".join(aligned(line) for line in lines)
-
-
-def write_csv(path: pathlib.Path, table: list[Row]) -> None:
-    """Writes the table, whole or not at all."""
-    with whole_file(path) as beside, beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
+    return aligned(lines, left=2)
 
 
 def write_figure(path: pathlib.Path, table: list[Row]) -> None:

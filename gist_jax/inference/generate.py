@@ -16,6 +16,16 @@ from gist_jax.models.model import Begun, Model, Tokens
 from gist_jax.models.stack import Params
 
 
+class Read(NamedTuple):
+    """A batch of prompts that was read. P slots: those of the prefix, then T of the prompt."""
+
+    hidden: jax.Array  # [B, T, D]
+    positions: jax.Array  # int32 [B, T]
+    context: tuple[KVCache, ...]  # of the prefix, if there is one, and of the prompt: P slots in all
+    layout: gist.Layout  # [B, T], of the prompt
+    seen: gist.Layout  # [B, P], of all slots
+
+
 class Prompt(NamedTuple):
     """What writing needs of a batch of prompts. P slots: those of the prefix, then T of the prompt."""
 
@@ -30,7 +40,7 @@ def _bias(visible: jax.Array, context: tuple[KVCache, ...], slot, dtype) -> jax.
     return gist.mask_to_bias(visible & gist.causal(1, visible.shape[-1], first_slot), dtype)
 
 
-def prefill(
+def read(
     model: Model,
     tokens: jax.Array,
     segment: jax.Array,
@@ -38,8 +48,7 @@ def prefill(
     *,
     condition: str,
     gist_token: int,
-    max_new: int,
-) -> Prompt:
+) -> Read:
     """Reads the prompts of a ragged batch; arguments as of `generate`."""
     layout = gist.layout_of(tokens, gist_token, segment)
     positions = gist.positions_of(segment)
@@ -51,18 +60,35 @@ def prefill(
     mask = gist.attention_mask(
         layout, condition, before=before, bidirectional=model.config.bidirectional
     )
-    dtype = model.embedding.dtype
-    hidden, memory = model.read(Tokens(tokens, positions, gist.mask_to_bias(mask, dtype)), known)
+    bias = gist.mask_to_bias(mask, model.embedding.dtype)
+    hidden, memory = model.read(Tokens(tokens, positions, bias), known)
     context = tuple(model.context(m) for m in [*memories, memory])
+    seen = layout if before is None else gist.joined(before, layout)
+    return Read(hidden, positions, context, layout, seen)
 
+
+def prefill(
+    model: Model,
+    tokens: jax.Array,
+    segment: jax.Array,
+    prefix: GistCache | None,
+    *,
+    condition: str,
+    gist_token: int,
+    max_new: int,
+) -> Prompt:
+    """Reads the prompts of a ragged batch and begins to write; arguments as of `generate`."""
+    hidden, positions, context, layout, seen = read(
+        model, tokens, segment, prefix, condition=condition, gist_token=gist_token
+    )
     new = gist.following(layout, jnp.ones((tokens.shape[0], max_new), jnp.int32))
-    keys = gist.joined(layout, new) if before is None else gist.joined(before, gist.joined(layout, new))
-    visible = gist.visible(jax.tree.map(lambda x: x[:, :1], new), keys, condition)
+    first = jax.tree.map(lambda x: x[:, :1], new)
+    visible = gist.visible(first, gist.joined(seen, new), condition)
     last = jnp.max(jnp.where(segment > 0, jnp.arange(tokens.shape[1]), 0), axis=1, keepdims=True)
     begun = model.begin(
         jnp.take_along_axis(hidden, last[:, :, None], axis=1),
         jnp.take_along_axis(positions, last, axis=1),
-        _bias(visible, context, 0, dtype),
+        _bias(visible, context, 0, model.embedding.dtype),
         context,
     )
     return Prompt(begun, context, visible)

@@ -52,9 +52,12 @@ class Memory:
     cache: KVCache  # of the layers that read: [B, K, S, H]
     positions: jax.Array  # int32 [B, S]
     states: jax.Array | None  # [B, S, D] final states of an encoder; None without one
+    # Keys and values of the decoder's cross-attention, which follow from the states: memory in exchange
+    # for computing them anew for every output.
+    crossing: KVCache | None = None
 
     def take(self, slots: jax.Array) -> "Memory":
-        """The entries at slots, int `[B, G]`, of each row."""
+        """The entries at slots, int `[B, G]`, of each row, without `crossing`."""
 
         def at(x: jax.Array, axis: int) -> jax.Array:
             index = slots.reshape(slots.shape[0], *[1] * (axis - 1), -1, *[1] * (x.ndim - axis - 1))
@@ -69,7 +72,7 @@ class Memory:
     @property
     def nbytes(self) -> int:
         """Bytes of keys, values and states."""
-        return self.cache.nbytes + (0 if self.states is None else self.states.nbytes)
+        return sum(x.nbytes for x in (self.cache, self.states, self.crossing) if x is not None)
 
 
 def empty(num_layers: int, shape: tuple[int, int, int, int], dtype) -> KVCache:

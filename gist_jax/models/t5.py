@@ -153,8 +153,13 @@ class Stack(nnx.Module):
         self.layers = make_layers(make, self.num_layers, stacked, rngs)
         self.norm = RMSNorm(d, config.norm_eps, dtype)
 
-    def with_positions(self, bias: jax.Array, queries: jax.Array, keys: jax.Array) -> jax.Array:
+    def with_positions(
+        self, bias: jax.Array, queries: jax.Array, keys: jax.Array, training: bool = False
+    ) -> jax.Array:
         """The bias `[B, 1, T, S]` with that of positions, int `[B or 1, T]` and `[B or 1, S]`, added.
+
+        Args:
+          training: where all rows share their positions the bias has a cheap gradient.
 
         Returns:
           `[B, N, T, S]` in the dtype of `bias`.
@@ -163,7 +168,7 @@ class Stack(nnx.Module):
         config = self.config
         buckets = relative_bucket(distance, config.num_buckets, config.max_distance, self.bidirectional)
         weights = self.relative_bias.astype(bias.dtype)
-        if len(buckets) > 1:  # in inference, with positions of every row
+        if not training or len(buckets) > 1:
             return bias + jnp.moveaxis(weights[buckets], 3, 1)
         # As a product, whose gradient is one too: that of a look-up would be a scatter.
         chosen = jax.nn.one_hot(buckets, config.num_buckets, dtype=bias.dtype)
@@ -195,7 +200,7 @@ class T5(nnx.Module):
         drop = dropout or _none
         length = read.positions.shape[1]
         options = dict(remat=remat, dropout=dropout)
-        bias = self.encoder.with_positions(read.bias, read.positions, read.positions)
+        bias = self.encoder.with_positions(read.bias, read.positions, read.positions, training=True)
 
         def encode(block: Block, x, dropout):
             x, _ = block.attend_self(x, bias, implementation=implementation, dropout=dropout)
@@ -206,7 +211,9 @@ class T5(nnx.Module):
         states = drop(self.encoder.norm(x))
 
         cross_bias, own_bias = written.bias[..., :length], written.bias[..., length:]
-        own_bias = self.decoder.with_positions(own_bias, written.positions, written.positions)
+        own_bias = self.decoder.with_positions(
+            own_bias, written.positions, written.positions, training=True
+        )
 
         def decode(block: Block, x, dropout):
             x, _ = block.attend_self(x, own_bias, implementation=implementation, dropout=dropout)
@@ -235,6 +242,8 @@ class T5(nnx.Module):
 
     def context(self, memory: Memory) -> KVCache:
         """Keys and values of the decoder's cross-attention."""
+        if memory.crossing is not None:
+            return memory.crossing
         crossing = [block.cross_attention for block in self.decoder.layers]
         return KVCache.of_layers(
             (c.key(memory.states).swapaxes(1, 2), c.value(memory.states).swapaxes(1, 2))

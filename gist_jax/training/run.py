@@ -179,18 +179,20 @@ def _tokenizer(
     raise UserError("config.data.tokenizer is empty: give a directory, a file, or bpe:4096")
 
 
-def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
+def model_config(config: ConfigDict, vocab_size: int | None = None) -> ModelConfig:
     """The shape that `config.model` describes.
 
     Args:
-      vocab_size: of the tokenizer.
+      vocab_size: of the tokenizer; None: the config alone must say it.
 
     Raises:
       UserError: if there can be no such model.
     """
     shape = config.model.to_dict()
     rows = shape.pop("vocab_size")
-    if 0 < rows < vocab_size:
+    if vocab_size is None and not rows:
+        raise UserError("config.model.vocab_size is 0, that of a tokenizer: give a number")
+    if vocab_size is not None and 0 < rows < vocab_size:
         raise UserError(f"config.model.vocab_size is {rows}, but the tokenizer has {vocab_size} entries")
     vocab_size = rows or vocab_size
     kind = family.FAMILIES[shape.pop("family")]
