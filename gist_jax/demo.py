@@ -9,7 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from gist_jax import config_door
-from gist_jax.benchmark.prefill import prefill_costs
+from gist_jax.benchmark.costs import costs
+from gist_jax.benchmark.measure import Subject, measure
+from gist_jax.benchmark.programs import MODES, Point
+from gist_jax.benchmark.report import as_text
 from gist_jax.command_line import one_sentence_errors, parser
 from gist_jax.data.sources import Example, first, load_splits
 from gist_jax.evaluation import report
@@ -19,12 +22,14 @@ from gist_jax.gist import CONDITIONS
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.inference.load import load
 from gist_jax.interop.workdir import CONFIG
+from gist_jax.table import write_csv
 from gist_jax.training.loop import train
 from gist_jax.training.metrics import best_evaluation
 from gist_jax.training.run import prepare
 
 SHOWN = 3  # unseen instructions to compress
 BATCH = 64
+ROUNDS = 20
 
 
 def main() -> None:
@@ -36,14 +41,14 @@ def main() -> None:
         output = pathlib.Path(options.output)
         scores = {c: _trained(options.config, c, output / c) for c in CONDITIONS}
         table = report.rows(scores)
-        report.write_csv(output / "results.csv", table)
+        write_csv(output / "results.csv", table)
         report.write_figure(output / "results.png", table)
         print(report.as_text(table), end="\n\n")
         model = load(output / "gist")
         source = read_json(output / "gist" / CONFIG)["data"]["source"]
         examples = load_splits(source)["validation_unseen"]
         _show_generation(model, first(examples, SHOWN))
-        _show_prefill(model, examples[0]["instruction"], [e["input"] for e in first(examples, BATCH)])
+        _show_saving(model, examples[0]["instruction"], [e["input"] for e in first(examples, BATCH)])
         print(f"\nIn {output}/: results.csv, results.png, and a workdir with checkpoints per condition.")
 
 
@@ -73,14 +78,14 @@ def _show_generation(model: LanguageModel, examples: Sequence[Example]) -> None:
         print(f"cache            {tokens * per_token:,.0f} -> {gists[i].nbytes:,} bytes\n")
 
 
-def _show_prefill(model: LanguageModel, instruction: str, inputs: Sequence[str]) -> None:
-    without, cached = prefill_costs(model, instruction, inputs)
-    print(f"prefill of {len(inputs)} inputs   tokens a row      MFLOPs          ms")
-    for name, cost in (("whole prompt", without), ("gist cache", cached)):
-        figures = f"{cost.tokens:12d}{cost.flops / 1e6:12.1f}{1e3 * cost.seconds:12.2f}"
-        print(f"{name:22}{figures}")
-    flops, seconds = (1 - b / a for a, b in zip(without[:2], cached[:2], strict=True))
-    print(f"{'saved':22}{'':12}{100 * flops:10.1f} %{100 * seconds:10.1f} %")
+def _show_saving(model: LanguageModel, instruction: str, inputs: Sequence[str]) -> None:
+    prompts, gists = model.prompts, model.num_gist_tokens
+    length = len(prompts.instruction_ids(instruction)) - gists
+    longest = max(len(prompts.input_ids(text)) for text in inputs)
+    point = Point(length, longest, 16, len(inputs), gists, one_instruction=True)
+    subject = Subject(model.config, model.params, model.tokenizer.gist_id)
+    counts = {mode: costs(model.config, point, mode, subject.dtype) for mode in MODES}
+    print(as_text(measure(subject, point, counts, rounds=ROUNDS, tick=lambda: None)))
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from gist_jax.benchmark import programs
 from gist_jax.benchmark.collectives import KINDS, collectives, moved
 from gist_jax.benchmark.devices import named
 from gist_jax.benchmark.matmul import matmul_flops
 from gist_jax.benchmark.roofline import Roofline, roofline
 from gist_jax.errors import UserError
 from gist_jax.inference.buckets import bucket
-from gist_jax.inference.generate import prefill, write_token
 from gist_jax.models import family
 from gist_jax.models.axes import spec, ways
 from gist_jax.models.config import ModelConfig
@@ -105,9 +105,7 @@ def compile_ahead(config: ConfigDict, devices: Sequence[jax.Device], program: st
     Raises:
       UserError: if the config does not fit the mesh.
     """
-    if not config.model.vocab_size:
-        raise UserError("config.model.vocab_size is 0, that of a tokenizer: give a number")
-    model = model_config(config, config.model.vocab_size)
+    model = model_config(config)
     mesh = sharding.make_mesh(config, devices)
     make = {"train": _train, "prefill": _prefill, "decode": _decode}[program]
     work = make(config, model, mesh)
@@ -200,19 +198,10 @@ def _train(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> _Work:
 
 def _prefill(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> _Work:
     params, tokens, segment = _prompts(config, model, mesh)
-    settings = dict(
-        condition=config.condition,
-        gist_token=model.vocab_size - 1,
-        max_new=bucket(config.evaluation.max_new_tokens, smallest=16),
-    )
-
-    @jax.jit
-    def function(params, tokens, segment):
-        merged = family.merge(params, model)
-        prompt = prefill(merged, tokens, segment, None, **settings)
-        return prompt, merged.logits(prompt.begun.hidden).argmax(-1)[:, 0]
-
-    arguments = params, tokens, segment
+    max_new = bucket(config.evaluation.max_new_tokens, smallest=16)
+    settings = dict(condition=config.condition, gist_token=model.vocab_size - 1, max_new=max_new)
+    function = jax.jit(functools.partial(programs.first_token, config=model, **settings))
+    arguments = params, tokens, segment, None
     flops = matmul_flops(function, *arguments)
     return _Work(
         function,
@@ -226,7 +215,7 @@ def _prefill(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> _Work:
 
 def _decode(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> _Work:
     before = _prefill(config, model, mesh)
-    params, tokens, _ = before.arguments
+    params, tokens, *_ = before.arguments
 
     def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         of_cache = ("batch", "kv_heads", "length", "head_dim")
@@ -236,14 +225,8 @@ def _decode(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> _Work:
 
     prompt, token = jax.tree.map(placed, jax.eval_shape(before.function, *before.arguments))
 
-    @functools.partial(jax.jit, donate_argnums=2)
-    def function(params, prompt, cache, token, number):
-        merged = family.merge(params, model)
-        hidden, cache = write_token(merged, prompt, cache, token, number)
-        return cache, merged.logits(hidden).argmax(-1)[:, 0]
-
-    cache = prompt.begun.cache
-    prompt = prompt._replace(begun=prompt.begun._replace(cache=None))
+    function = jax.jit(functools.partial(programs.next_token, config=model), donate_argnums=2)
+    prompt, cache = programs.apart(prompt)
     arguments = params, prompt, cache, token, jax.ShapeDtypeStruct((), jnp.int32)
     flops = matmul_flops(function, *arguments)
     return _Work(

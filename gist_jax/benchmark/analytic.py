@@ -1,0 +1,84 @@
+"""FLOPs of matrix products, by hand: a formula per family, to check what is counted on programs.
+
+A product `[m, k] @ [k, n]` has 2·m·n·k. Attention counts as it is computed, masked or not.
+
+Shape letters: B batch, T tokens read a row, P cached, W written, N heads, K key/value heads, H head
+dim, D model dim, F feed-forward dim, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+from gist_jax.models.config import LlamaConfig, ModelConfig, T5Config
+
+
+class Shape(NamedTuple):
+    """Of a batch that a program works on."""
+
+    batch: int
+    tokens: int  # read, or already read, a row
+    cached: int  # slots of the cache before them
+    caches: int  # rows of the cache: as many as there are in the batch, or 1 for all
+    mode: str  # one of programs.MODES
+    output: int  # slots for what is written
+
+
+def products(config: ModelConfig, program: str, shape: Shape) -> int:
+    """FLOPs of a program, by the name it has in gist_jax.benchmark.programs."""
+    count = {LlamaConfig: _llama, T5Config: _t5}[type(config)]
+    return count(config, program, shape)
+
+
+def _head(config: ModelConfig, tokens: int) -> int:
+    return 2 * tokens * config.hidden_size * config.vocab_size
+
+
+def _llama(config: LlamaConfig, program: str, shape: Shape) -> int:
+    d, f, n, h = config.hidden_size, config.intermediate_size, config.num_heads, config.head_dim
+    of_token = 4 * d * (n + config.num_kv_heads) * h + 6 * d * f
+
+    def layers(tokens: int, keys: int) -> int:
+        return config.num_layers * tokens * of_layer(keys)
+
+    def of_layer(keys: int) -> int:
+        return of_token + 4 * n * keys * h
+
+    b, t, p, w = shape.batch, shape.tokens, shape.cached, shape.output
+    match program:
+        case "make_cache":
+            # Of the last layer the keys and values are all.
+            kept = 4 * d * config.num_kv_heads * h
+            return layers(b * t, t) - b * t * (of_layer(t) - kept)
+        case "forward":
+            return layers(b * t, p + t) + _head(config, b * t)
+        case "first_token":
+            return layers(b * t, p + t) + _head(config, b)
+        case "next_token":
+            return layers(b, p + t + w) + _head(config, b)
+
+
+def _t5(config: T5Config, program: str, shape: Shape) -> int:
+    d, n, h = config.hidden_size, config.num_heads, config.head_dim
+    projections = 2 * d * n * h  # of a token: each of query, key, value and output
+    feed_forward = (6 if config.gated_gelu else 4) * d * config.intermediate_size
+    b, t, p, w = shape.batch, shape.tokens, shape.cached, shape.output
+
+    def encoder(keys: int) -> int:
+        return config.num_layers * b * t * (4 * projections + feed_forward + 4 * n * keys * h)
+
+    def crossing(tokens: int) -> int:  # keys and values of cross-attention
+        return config.num_decoder_layers * tokens * 2 * projections
+
+    def decoder(slots: int) -> int:  # one token of every output
+        attended = 4 * n * (slots + p + t) * h
+        return config.num_decoder_layers * b * (6 * projections + feed_forward + attended)
+
+    # Of gist tokens the cache has the encoder's states.
+    computed = b * t + (shape.caches * p if shape.mode == "gist_cache" else 0)
+    match program:
+        case "make_cache":
+            return encoder(t) + (crossing(b * t) if shape.mode == "prompt_cache" else 0)
+        case "forward" | "first_token":
+            slots = 1 if program == "forward" else w
+            return encoder(p + t) + crossing(computed) + decoder(slots) + _head(config, b)
+        case "next_token":
+            return decoder(w) + _head(config, b)

@@ -1,0 +1,77 @@
+"""Times that can be compared: of compiled and warm programs, taken in turns in a random order."""
+
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping
+
+import jax
+import numpy as np
+
+Runs = Mapping[Hashable, Callable[[], object]]
+
+
+def interleaved(runs: Runs, rounds: int, tick: Callable[[], object]) -> dict[Hashable, np.ndarray]:
+    """Seconds of every run in every round, float64 `[rounds]`.
+
+    Whatever slows a machine down for a while meets all runs alike, so those of one round are a pair.
+
+    Args:
+      runs: functions that return arrays; they are waited for.
+      tick: called after every round.
+    """
+    rng = np.random.default_rng(0)
+    seconds = {name: np.zeros(rounds) for name in runs}
+    for run in runs.values():
+        jax.block_until_ready(run())
+    for i in range(rounds):
+        for name in [list(runs)[j] for j in rng.permutation(len(runs))]:
+            start = time.perf_counter()
+            jax.block_until_ready(runs[name]())
+            seconds[name][i] = time.perf_counter() - start
+        tick()
+    return seconds
+
+
+def saving(base: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
+    """Share of the median of `base` that `other` saves, with a 95 % interval.
+
+    Args:
+      base, other: seconds of the same rounds, `[rounds]`.
+
+    Returns:
+      The saving and the limits of its paired bootstrap interval: rounds are drawn again with both times.
+    """
+    drawn = np.random.default_rng(0).integers(0, len(base), (2000, len(base)))
+    again = 1 - np.median(other[drawn], axis=1) / np.median(base[drawn], axis=1)
+    low, high = np.percentile(again, [2.5, 97.5])
+    return float(1 - np.median(other) / np.median(base)), float(low), float(high)
+
+
+def device_seconds(run: Callable[[], object], times: int = 5) -> float | None:
+    """Seconds in which an accelerator is busy with one execution; None of CPUs."""
+    if jax.default_backend() == "cpu":
+        return None
+    with tempfile.TemporaryDirectory() as directory:
+        with jax.profiler.trace(directory):
+            for _ in range(times):
+                jax.block_until_ready(run())
+        (file,) = pathlib.Path(directory).rglob("*.xplane.pb")
+        planes = jax.profiler.ProfileData.from_file(str(file)).planes
+        intervals = [
+            (event.start_ns, event.start_ns + event.duration_ns)
+            for plane in planes
+            if plane.name.startswith("/device:") and plane.name.endswith(":0")
+            for line in plane.lines
+            for event in line.events
+        ]
+    return covered(intervals) / 1e9 / times
+
+
+def covered(intervals: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of intervals: operations overlap, and stand in several lines of a profile."""
+    total, end = 0.0, float("-inf")
+    for start, stop in sorted(intervals):
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total
