@@ -65,6 +65,14 @@ def output_file(name: str) -> pathlib.Path:
     return path
 
 
+def numbers(text: str) -> list[int]:
+    """An argument type: whole numbers above 0 with commas between."""
+    found = [int(x) for x in text.split(",")]
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} has a number below 1")
+    return found
+
+
 def add_model(arguments: argparse.ArgumentParser) -> None:
     """--model and --dtype."""
     arguments.add_argument(

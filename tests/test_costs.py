@@ -119,7 +119,7 @@ def test_least_traffic():
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("batch", [1, 8])
 def test_a_decode_step_moves_little_more_than_weights_and_cache(tied, batch):
-    """Of a model of 30 million parameters, compiled; and what was read is not copied."""
+    """Of a model of 30 million parameters, compiled; and no cache is copied."""
     config = dataclasses.replace(model_of("llama_30m"), tie_embeddings=tied)
     shape = analytic.Shape(batch, 140, 0, 0, "none", 32)
     traced = counting._traced(config, "next_token", shape, "float32")
@@ -130,7 +130,7 @@ def test_a_decode_step_moves_little_more_than_weights_and_cache(tied, batch):
     accessed = bytes_accessed(compiled)
     assert accessed <= 1.15 * nbytes((params, prompt.context, cache))
     assert accessed >= counting._counted(config, "next_token", shape, "float32").bytes
-    assert compiled.memory_analysis().temp_size_in_bytes < nbytes(prompt.context) / 2
+    assert compiled.memory_analysis().temp_size_in_bytes < nbytes(cache)
 
 
 def test_the_model_to_measure_with_has_30_million_parameters():

@@ -22,7 +22,7 @@ from gist_jax.benchmark.costs import costs
 from gist_jax.benchmark.measure import Subject, measure
 from gist_jax.benchmark.programs import MODES, Point
 from gist_jax.benchmark.shapes import LENGTHS, estimated, read_lengths
-from gist_jax.command_line import one_sentence_errors, parser
+from gist_jax.command_line import numbers, one_sentence_errors, parser
 from gist_jax.errors import UserError
 from gist_jax.inference.load import load
 from gist_jax.models import family
@@ -50,7 +50,7 @@ def main() -> None:
     arguments.add_argument("--dtype", **dtypes)
     for name, (values, meaning) in GRID.items():
         several = f"{meaning}; several with commas"
-        arguments.add_argument(f"--{name}", type=_numbers, default=values, help=several)
+        arguments.add_argument(f"--{name}", type=numbers, default=values, help=several)
     arguments.add_argument("--one_instruction", action="store_true", help="rows share it, and its cache")
     requests = f"CSV file of single requests in place of a grid: {', '.join(LENGTHS)}"
     arguments.add_argument("--lengths", help=requests)
@@ -71,13 +71,6 @@ def main() -> None:
             _lengths(options, config)
         else:
             _grid(options, config)
-
-
-def _numbers(text: str) -> list[int]:
-    numbers = [int(x) for x in text.split(",")]
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} has a number below 1")
-    return numbers
 
 
 def _lengths(options: argparse.Namespace, config: ConfigDict) -> None:

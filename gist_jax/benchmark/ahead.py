@@ -25,6 +25,7 @@ from gist_jax.errors import UserError
 from gist_jax.inference.buckets import bucket
 from gist_jax.models import family
 from gist_jax.models.axes import spec, ways
+from gist_jax.models.cache import AXES
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import unstacked
 from gist_jax.training import sharding
@@ -218,8 +219,7 @@ def _decode(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> _Work:
     params, tokens, *_ = before.arguments
 
     def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        of_cache = ("batch", "kv_heads", "length", "head_dim")
-        names = of_cache if x.ndim == 4 else ("batch", "length", "hidden")[: x.ndim]
+        names = AXES if x.ndim == 4 else ("batch", "length", "hidden")[: x.ndim]
         on = NamedSharding(mesh, spec(mesh, names, x.shape))
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on)
 

@@ -33,19 +33,26 @@ def interleaved(runs: Runs, rounds: int, tick: Callable[[], object]) -> dict[Has
     return seconds
 
 
-def saving(base: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
-    """Share of the median of `base` that `other` saves, with a 95 % interval.
+def quotient(above: np.ndarray, below: np.ndarray) -> tuple[float, float, float]:
+    """Of two medians, with a 95 % interval.
 
     Args:
-      base, other: seconds of the same rounds, `[rounds]`.
+      above, below: seconds of the same rounds, `[rounds]`.
 
     Returns:
-      The saving and the limits of its paired bootstrap interval: rounds are drawn again with both times.
+      The quotient, and the limits of its paired bootstrap interval: rounds are drawn again, with both
+      times of each.
     """
-    drawn = np.random.default_rng(0).integers(0, len(base), (2000, len(base)))
-    again = 1 - np.median(other[drawn], axis=1) / np.median(base[drawn], axis=1)
+    drawn = np.random.default_rng(0).integers(0, len(above), (2000, len(above)))
+    again = np.median(above[drawn], axis=1) / np.median(below[drawn], axis=1)
     low, high = np.percentile(again, [2.5, 97.5])
-    return float(1 - np.median(other) / np.median(base)), float(low), float(high)
+    return float(np.median(above) / np.median(below)), float(low), float(high)
+
+
+def saving(base: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
+    """Share of the median of `base` that `other` saves, with its interval; see `quotient`."""
+    left, low, high = quotient(other, base)
+    return 1 - left, 1 - high, 1 - low
 
 
 def device_seconds(run: Callable[[], object], times: int = 5) -> float | None:

@@ -14,7 +14,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 def matmul_flops(function: Callable, *args, **kwargs) -> int:
     """FLOPs of all matrix products of a function: 2·m·n·k for `[m, k] @ [k, n]`.
 
-    What a gradient computes anew, because of rematerialization, counts too. Of several branches the one
+    What a gradient computes anew, because of rematerialization, counts too; what no result depends on
+    does not. Of several branches the one
     with the most counts, of a shard_map what one device does. Kernels such as cuDNN's attention do not.
 
     Args:

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 
 from gist_jax.models.axes import constrain
 
-KeyValue = tuple[jax.Array, jax.Array]  # keys and values of one layer, each [B, K, S, H]
+# Keys and values of one layer, each [B, K, S, H]. A cache that is written to has no dimension for a
+# batch of one: XLA would take it away for attention, and copy the cache for that in every step.
+KeyValue = tuple[jax.Array, jax.Array]
+
+
+AXES = ("batch", "kv_heads", "length", "head_dim")  # names of its dimensions
 
 
 @jax.tree_util.register_dataclass
@@ -21,7 +26,7 @@ class KVCache:
     reads them: transposing a cache at every step would cost more than the step's own products.
     """
 
-    keys: tuple[jax.Array, ...]  # per layer [B, K, S, H]
+    keys: tuple[jax.Array, ...]  # per layer [B, K, S, H], or [K, S, H] of one row that is written
     values: tuple[jax.Array, ...]
 
     @classmethod
@@ -36,7 +41,7 @@ class KVCache:
 
     @property
     def num_slots(self) -> int:
-        return self.keys[0].shape[2]
+        return self.keys[0].shape[-2]
 
     @property
     def nbytes(self) -> int:
@@ -76,14 +81,20 @@ class Memory:
 
 
 def empty(num_layers: int, shape: tuple[int, int, int, int], dtype) -> KVCache:
-    """A cache of zeros, `[B, K, S, H]` per layer."""
+    """A cache of zeros to write to.
+
+    Args:
+      shape: `[B, K, S, H]` of a layer.
+    """
+    first = 1 if shape[0] == 1 else 0
 
     def zeros() -> jax.Array:
-        return constrain(jnp.zeros(shape, dtype), "batch", "kv_heads", "length", "head_dim")
+        return constrain(jnp.zeros(shape[first:], dtype), *AXES[first:])
 
     return KVCache.of_layers((zeros(), zeros()) for _ in range(num_layers))
 
 
 def write(cache: jax.Array, new: jax.Array, slot: int | jax.Array) -> jax.Array:
-    """Puts `new`, `[B, K, T, H]`, into slots `slot … slot + T - 1` of `cache`, `[B, K, S, H]`."""
-    return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), slot, axis=2)
+    """Puts `new`, `[B, K, T, H]`, into slots `slot … slot + T - 1` of a cache of `empty`."""
+    new = new.astype(cache.dtype).reshape(*cache.shape[:-2], *new.shape[2:])
+    return jax.lax.dynamic_update_slice_in_dim(cache, new, slot, axis=-2)

@@ -176,7 +176,7 @@ def attend_cached(
 
     Args:
       q: queries `[B, T, N, H]`.
-      blocks: keys and values, each `[B, K, S, H]`, or `[1, K, S, H]` for all rows.
+      blocks: keys and values, each `[B, K, S, H]`, or `[1, K, S, H]` or `[K, S, H]` for all rows.
       bias: `[B or 1, 1 or N, T, sum of S]`, in the order of the blocks.
       scale: of the scores; `H**-0.5` by default.
 
@@ -187,8 +187,8 @@ def attend_cached(
       ValueError: if the shape of the bias does not fit.
     """
     batch, length, num_heads, head_dim = q.shape
-    num_kv_heads = blocks[0][0].shape[1]
-    sizes = [keys.shape[2] for keys, _ in blocks]
+    num_kv_heads = blocks[0][0].shape[-3]
+    sizes = [keys.shape[-2] for keys, _ in blocks]
     _check_bias(bias, length, sum(sizes))
     # [B, T, N, H] -> [B, K, G, T, H]
     q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
@@ -211,17 +211,17 @@ def attend_cached(
 
 
 def _with_block(summed: str, x: jax.Array, block: jax.Array) -> jax.Array:
-    """The product of `[B, K, G, T, H or S]` with `[B or 1, K, S, H]`, summed over "h" or "s".
+    """The product of `[B, K, G, T, H or S]` with a block, summed over "h" or "s".
 
     The dimensions stand so that XLA need not transpose a block, which it would do at every step.
     """
     kept = {"h": "s", "s": "h"}[summed]
     batch, heads, *queries, _ = x.shape
-    if len(block) == batch > 1:
+    if block.ndim == 4 and len(block) == batch > 1:
         return _product(f"bkgt{summed},bksh->bkgt{kept}", x, block)
     # The rows of a shared block are queries of one and the same.
     x = x.swapaxes(0, 1).reshape(heads, -1, x.shape[-1])
-    x = _product(f"km{summed},ksh->km{kept}", x, block[0])
+    x = _product(f"km{summed},ksh->km{kept}", x, block.reshape(block.shape[-3:]))
     return x.reshape(heads, batch, *queries, -1).swapaxes(0, 1)
 
 
@@ -258,7 +258,7 @@ def attend_past(
       q, k, v: of the new tokens, `[B, T, N or K, H]`.
       bias: `[B or 1, 1 or N, T, S]`, over `before`, then `past` or else the new tokens.
       before: read-only blocks of keys and values, `[B or 1, K, S, H]`.
-      past: a cache `[B, K, S, H]` into which the new keys and values are written, from `slot` on.
+      past: a cache into which the new keys and values are written, from `slot` on.
       scale, dropout: of `attend`.
       implementation: of `attend`, for whole sequences: those without `before` and `past`.
 

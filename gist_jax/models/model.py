@@ -30,7 +30,7 @@ class Begun(NamedTuple):
     """Where writing begins."""
 
     hidden: jax.Array  # [B, 1, D], which predicts the first token of the output
-    cache: KVCache  # of the written tokens: [B, K, slots, H]
+    cache: KVCache  # of the written tokens: [B, K, slots, H], or [K, slots, H] of one row
     slot: int  # of the first output token, in that cache
     position: jax.Array  # int [B, 1], of the first output token; [1, 1] for all rows
 
