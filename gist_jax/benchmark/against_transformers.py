@@ -6,6 +6,7 @@ Needs PyTorch: pip install 'gist_jax[torch]'.
 """
 
 import argparse
+import functools
 import tempfile
 import time
 from collections.abc import Callable
@@ -101,11 +102,7 @@ def measured(
       count: of new tokens. The prefill gives the first, whose time is taken off.
       step_bytes: that a step must read.
     """
-    timed = {
-        (name, n): (lambda run=run, n=n: run(tokens, n))
-        for name, run in runs.items()
-        for n in (1, count)
-    }
+    timed = {(name, n): functools.partial(runs[name], tokens, n) for name in runs for n in (1, count)}
     seconds = interleaved(timed, rounds, bar.update)
     steps = {name: (seconds[name, count] - seconds[name, 1]) / (count - 1) for name in runs}
     outputs = {name: run(tokens, count) for name, run in runs.items()}
@@ -154,9 +151,11 @@ def compare(options: argparse.Namespace) -> list[Row]:
             tokens = rng.integers(config.vocab_size, size=shape, dtype=np.int32)
             step_bytes = costs(config, point, "none", "float32").next_token.bytes
             rows += measured(runs, tokens, count, options.rounds, step_bytes, bar)
+    modules = ", ".join(
+        f"{module.__name__} {module.__version__}" for module in (jax, torch, transformers)
+    )
     print(
-        f"{torch.get_num_threads()} threads of PyTorch sum an array at {read_bandwidth() / 1e9:.1f} GB/s; "
-        + ", ".join(f"{module.__name__} {module.__version__}" for module in (jax, torch, transformers))
+        f"{modules}; {torch.get_num_threads()} threads of PyTorch sum {read_bandwidth() / 1e9:.1f} GB/s"
     )
     return rows
 

@@ -16,7 +16,7 @@ class Shape(NamedTuple):
 
     batch: int
     tokens: int  # read, or already read, a row
-    cached: int  # slots of the cache before them
+    cached: int  # slots of the cache before them; of gist tokens, where their cache is made
     caches: int  # rows of the cache: as many as there are in the batch, or 1 for all
     mode: str  # one of programs.MODES
     output: int  # slots for what is written

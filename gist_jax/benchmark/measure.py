@@ -12,7 +12,8 @@ import numpy as np
 
 from gist_jax.benchmark import programs
 from gist_jax.benchmark.columns import Row
-from gist_jax.benchmark.costs import Costs, nbytes
+from gist_jax.benchmark.costs import Costs
+from gist_jax.benchmark.counting import nbytes
 from gist_jax.benchmark.equivalence import agreement, scores_after
 from gist_jax.benchmark.hlo import bytes_accessed
 from gist_jax.benchmark.latency import device_seconds, interleaved, saving

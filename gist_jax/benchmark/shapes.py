@@ -4,7 +4,8 @@ import csv
 import pathlib
 
 from gist_jax.benchmark.columns import Row
-from gist_jax.benchmark.costs import Cost, Costs, costs, nbytes, parameters
+from gist_jax.benchmark.costs import Costs, costs
+from gist_jax.benchmark.counting import Cost, nbytes, parameters
 from gist_jax.benchmark.devices import ACCELERATORS
 from gist_jax.benchmark.programs import MODES, Point
 from gist_jax.benchmark.roofline import roofline

@@ -1,7 +1,6 @@
 """The least that a program must read from memory and write to it."""
 
 import math
-from collections import defaultdict
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
@@ -13,7 +12,7 @@ _CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
 def least_traffic(traced: ClosedJaxpr) -> int:
     """Bytes of all arguments a program uses, read once, and of all it returns, written once.
 
-    Of a table in which it only looks up rows, it reads the rows. What it passes on it need not touch.
+    Of a table every row that it looks up is read. What it passes on it need not touch.
 
     Args:
       traced: `jax.jit(function).trace(…).jaxpr`.
@@ -26,7 +25,7 @@ def least_traffic(traced: ClosedJaxpr) -> int:
 
 def _read(jaxpr: Jaxpr) -> list[int]:
     """Bytes read of each argument."""
-    read: dict[Var, int] = defaultdict(int)
+    read = dict.fromkeys(jaxpr.invars, 0)
     for equation in live(jaxpr):
         sizes = [_bytes(v) for v in equation.invars]
         if equation.primitive.name in _CALLS:
@@ -35,9 +34,10 @@ def _read(jaxpr: Jaxpr) -> list[int]:
         elif equation.primitive.name == "gather":
             sizes[0] = _bytes(equation.outvars[0])
         for v, size in zip(equation.invars, sizes, strict=True):
-            if isinstance(v, Var):
-                read[v] += size
-    return [min(read[v], _bytes(v)) for v in jaxpr.invars]
+            if isinstance(v, Var) and v in read:
+                # A program that reads an argument again finds it in faster memory.
+                read[v] = max(read[v], size)
+    return list(read.values())
 
 
 def _bytes(v: Var | Literal) -> int:
