@@ -22,6 +22,7 @@ BILLION = 10**9
 # Lengths of programs that are counted: so many tokens that are read and cached, and once and twice STEP
 # more. They lie apart because XLA counts in float32.
 TOKENS, CACHED, STEP = 8, 2, 256
+LAYERS = "num_layers", "num_decoder_layers"  # fields of configurations
 
 
 class Costs(NamedTuple):
@@ -95,11 +96,12 @@ def _at_lengths(config: ModelConfig, program: str, shape: Shape, dtype: str) -> 
 
 @functools.cache
 def _at_depth(config: ModelConfig, program: str, shape: Shape, dtype: str) -> Cost:
-    """What one and two layers of each kind tell of all."""
-    depths = [name for name in ("num_layers", "num_decoder_layers") if hasattr(config, name)]
-    shallow = dataclasses.replace(config, **dict.fromkeys(depths, 1))
+    """What two and three layers of each kind tell of all; of a single one a cache needs but a part."""
+    depths = {name: getattr(config, name) for name in LAYERS if hasattr(config, name)}
+    shallow = dataclasses.replace(config, **{name: min(depth, 2) for name, depth in depths.items()})
     total = least = counted(shallow, program, shape, dtype)
-    for name in depths:
-        deeper = counted(dataclasses.replace(shallow, **{name: 2}), program, shape, dtype)
-        total = total.plus(deeper.minus(least), getattr(config, name) - 1)
+    for name, depth in depths.items():
+        if depth > 2:
+            deeper = counted(dataclasses.replace(shallow, **{name: 3}), program, shape, dtype)
+            total = total.plus(deeper.minus(least), depth - 2)
     return total
