@@ -85,6 +85,7 @@ def _show_saving(model: LanguageModel, instruction: str, inputs: Sequence[str]) 
     point = Point(length, longest, 16, len(inputs), gists, one_instruction=True)
     subject = Subject(model.config, model.params, model.tokenizer.gist_id)
     counts = {mode: costs(model.config, point, mode, subject.dtype) for mode in MODES}
+    print(f"What it saves of {len(inputs)} requests at a time:")
     print(as_text(measure(subject, point, counts, rounds=ROUNDS, tick=lambda: None)))
 
 

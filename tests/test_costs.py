@@ -55,14 +55,17 @@ def test_published_flops(name):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_depth_and_length_is_counted(model_family, mode, monkeypatch):
-    """What few programs tell is what is counted in the very one."""
+    """What shallow models and other lengths tell is what is counted in the very program."""
     monkeypatch.setattr(costs_of_modes, "STEP", 3)  # or XLA's counts are rounded, in float32
     shallow = TINY[model_family]
     deeper = {"num_layers": 4, "num_decoder_layers": 3}
     config = dataclasses.replace(shallow, **{k: deeper[k] for k in deeper if hasattr(shallow, k)})
     point = POINT._replace(one_instruction=mode == "gist_cache")
     shape = analytic.Shape(3, point.read(mode), point.cached(mode), point.caches, mode, point.output)
-    found = costs(config, point, mode, "bfloat16")
+    found = costs(config, point, mode, "bfloat16", interpolate=True)
+    assert costs(config, point, mode, "bfloat16").first_token == counted(
+        config, "first_token", shape, "bfloat16"
+    )
     same(found.first_token, counted(config, "first_token", shape, "bfloat16"))
     same(found.next_token, counted(config, "next_token", shape, "bfloat16"))
     same(found.forward, counted(config, "forward", shape._replace(output=1), "bfloat16"))

@@ -82,7 +82,7 @@ def _lengths(options: argparse.Namespace, config: ConfigDict) -> None:
         point.check(model)
     rows: list[Row] = []
     for line, point in tqdm(described, desc="counting", unit="row"):
-        for row in estimated(model, point, options.dtype or config.dtype):
+        for row in estimated(model, point, options.dtype or config.dtype, interpolate=True):
             first = {name: row.pop(name) for name in ("mode", "flops", "bytes_accessed", "cache_bytes")}
             rows.append(line | first | row)
     write_csv(output, rows)

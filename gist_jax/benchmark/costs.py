@@ -1,8 +1,8 @@
 """FLOPs and bytes of all that a mode does, for any depth and any lengths.
 
-A program grows by the same operations with every layer, and its counts are polynomials of the second
-degree in the lengths. So those of a few programs tell those of all others, and a long list of lengths
-takes no longer than a short one. No count is reported that does not agree with the one by hand.
+A program grows by the same operations with every layer, so those of shallow models tell
+those of deep ones. Its counts are polynomials of the second degree in the lengths, so those of a few
+lengths tell those of all. No count is reported that does not agree with the one by hand.
 """
 
 import dataclasses
@@ -35,56 +35,65 @@ class Costs(NamedTuple):
     cache_bytes: int  # of one prompt
 
 
-def costs(config: ModelConfig, point: Point, mode: str, dtype: str) -> Costs:
+def costs(config: ModelConfig, point: Point, mode: str, dtype: str, interpolate: bool = False) -> Costs:
     """Counts all programs of a mode.
 
     Args:
       dtype: of weights and caches, on which their bytes depend.
+      interpolate: between the lengths of a few programs, so that many points take no longer than one.
 
     Raises:
       ValueError: if counts disagree: FLOPs of matrix products at all, or XLA's total, from a billion
         parameters up, by more than 1 %.
     """
+    count = _at_lengths if interpolate else _at_depth
+
+    def cost(program: str, shape: Shape) -> Cost:
+        found = count(config, program, shape, dtype)
+        _check(config, program, shape, found)
+        return found
+
     cached = point.cached(mode)
     caches = point.caches if cached else 0
     shape = Shape(point.batch, point.read(mode), cached, caches, mode, point.output)
-    once = shape._replace(output=1)  # a forward pass does not depend on the output
-    forward = _cost(config, "forward", once, dtype)
-    first, following = (_cost(config, name, shape, dtype) for name in ("first_token", "next_token"))
+    # A forward pass does not depend on the output.
+    forward = cost("forward", shape._replace(output=1))
+    first, following = cost("first_token", shape), cost("next_token", shape)
     if not cached:
         return Costs(forward, first, following, None, 0)
     whole = point.instruction + point.gist_tokens
     kept = cached if mode == "gist_cache" else 0  # of a prompt it is all, which is no further length
-    made = _cost(config, "make_cache", Shape(caches, whole, kept, 0, mode, 0), dtype)
+    made = cost("make_cache", Shape(caches, whole, kept, 0, mode, 0))
     return Costs(forward, first, following, made, made.results // caches)
 
 
-def _cost(config: ModelConfig, program: str, shape: Shape, dtype: str) -> Cost:
-    total = _at_lengths(config, program, shape, dtype)
+def _check(config: ModelConfig, program: str, shape: Shape, found: Cost) -> None:
     by_hand = products(config, program, shape)
-    if total.products != by_hand:
+    if found.products != by_hand:
         raise ValueError(
-            f"{program} has {total.products} FLOPs of matrix products, but {by_hand} by hand: {shape}"
+            f"{program} has {found.products} FLOPs of matrix products, but {by_hand} by hand: {shape}"
         )
-    size = sum(math.prod(x.shape) for x in jax.tree.leaves(parameters(config, dtype)))
-    if not by_hand <= total.flops <= (1.01 if size >= BILLION else math.inf) * by_hand:
-        raise ValueError(f"XLA counts {total.flops} FLOPs in {program}, but {by_hand} by hand: {shape}")
-    return total
+    size = sum(math.prod(x.shape) for x in jax.tree.leaves(parameters(config, "float32")))
+    if not by_hand <= found.flops <= (1.01 if size >= BILLION else math.inf) * by_hand:
+        raise ValueError(f"XLA counts {found.flops} FLOPs in {program}, but {by_hand} by hand: {shape}")
 
 
 def _at_lengths(config: ModelConfig, program: str, shape: Shape, dtype: str) -> Cost:
-    """The polynomial through the counts of six programs, or three,, by forward differences."""
+    """The polynomial through the counts of six programs, or three, by forward differences."""
+    # The gist tokens that a cache is made of are among the tokens that are read.
+    apart = shape.cached > 0 and program != "make_cache"
+    least = TOKENS if apart else max(TOKENS, shape.cached)
 
     def at(t: int, p: int) -> Cost:
-        cached = CACHED + p * STEP if shape.cached else 0
-        known = shape._replace(tokens=TOKENS + t * STEP, cached=cached)
+        cached = CACHED + p * STEP if apart else shape.cached
+        known = shape._replace(tokens=least + t * STEP, cached=cached)
         return _at_depth(config, program, known, dtype)
 
-    origin, t = at(0, 0), Fraction(shape.tokens - TOKENS, STEP)
+    origin, t = at(0, 0), Fraction(shape.tokens - least, STEP)
     one = at(1, 0).minus(origin)
     two = at(2, 0).minus(at(1, 0)).minus(one)
     terms = [(origin, 1), (one, t), (two, t * (t - 1) / 2)]
-    if shape.cached:
+    if apart:
         p = Fraction(shape.cached - CACHED, STEP)
         first = at(0, 1).minus(origin)
         second = at(0, 2).minus(at(0, 1)).minus(first)

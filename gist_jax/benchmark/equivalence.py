@@ -63,5 +63,7 @@ def scores_after(
     def step(i, state):
         return write_token(model, prompt, state[1], written[:, i], i)
 
-    start = prompt.begun.hidden, prompt.begun.cache
-    return model.logits(jax.lax.fori_loop(0, number, step, start)[0])[:, 0]
+    state = prompt.begun.hidden, prompt.begun.cache
+    if number:
+        state = jax.lax.fori_loop(0, number, step, state)
+    return model.logits(state[0])[:, 0]

@@ -16,12 +16,12 @@ from gist_jax.models.config import ModelConfig
 LENGTHS = ("num_prompt_tokens", "num_input_tokens", "num_gist_tokens")
 
 
-def estimated(config: ModelConfig, point: Point, dtype: str) -> list[Row]:
+def estimated(config: ModelConfig, point: Point, dtype: str, interpolate: bool = False) -> list[Row]:
     """A row for each mode, with the time of a single chip of every kind, if it works as its maker says.
 
-    It is None where the chip cannot hold the weights and the caches of the batch.
+    It is None where the chip cannot hold the weights and the caches of the batch. Arguments of `costs`.
     """
-    of_modes = {mode: costs(config, point, mode, dtype) for mode in MODES}
+    of_modes = {mode: costs(config, point, mode, dtype, interpolate) for mode in MODES}
     weights = nbytes(parameters(config, dtype))
     return [counted(point, mode, of_modes) | _on_devices(weights, of_modes[mode]) for mode in MODES]
 
