@@ -1,4 +1,4 @@
-# Both targets make their own environment, and are quick when it exists.
+# All targets make their own environment, and are quick when it exists.
 # Without these glibc gives the memory of every training step back to the system: a fifth of the time.
 export MALLOC_ARENA_MAX = 1
 export MALLOC_MMAP_THRESHOLD_ = 2000000000
@@ -7,11 +7,17 @@ export MALLOC_TRIM_THRESHOLD_ = 2000000000
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
+BENCHMARK ?= benchmark
 
-.PHONY: demo test lint clean
+.PHONY: demo benchmark test lint clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python -m gist_jax.demo --output=$(DEMO)
+
+# Of the demo's model, which is trained first if it is not there.
+benchmark: $(VENV)/installed
+	$(VENV)/bin/python -m gist_jax.train --config=configs/quickstart.py --workdir=$(DEMO)/gist
+	$(VENV)/bin/python -m gist_jax.benchmark --model=$(DEMO)/gist --output=$(BENCHMARK)
 
 # LLVM's optimizations take longer than the tests themselves.
 test: $(VENV)/installed
@@ -30,4 +36,4 @@ $(VENV)/installed: setup.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) .cache
+	rm -rf $(VENV) $(DEMO) $(BENCHMARK) .cache

@@ -1,11 +1,15 @@
 """Equality with random models of the installed transformers, where PyTorch is installed."""
 
+import csv
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
+from doors import door
 
 from gist_jax import gist
+from gist_jax.benchmark import against_transformers
 from gist_jax.data.tokenization import train_bpe
 from gist_jax.interop.export import export
 from gist_jax.interop.huggingface import Checkpoint
@@ -145,3 +149,14 @@ def assert_exports(params, checkpoint, model, directory):
     for name, tensor in before.items():
         assert tensor.dtype == after[name].dtype and torch.equal(tensor, after[name]), name
     assert again.config.gist["gist_token_id"] == 260
+
+
+def test_decode_is_compared(tmp_path, monkeypatch, capsys):
+    """Both write the same tokens."""
+    monkeypatch.setattr(against_transformers, "read_bandwidth", lambda: 1e9)
+    sizes = "--batch=1,2", "--prompt=5", "--output_tokens=4", "--rounds=2"
+    made = tmp_path / "made.csv"
+    text = door(against_transformers, monkeypatch, capsys, *sizes, f"--output={made}")
+    assert text.count("dynamic cache") == 2
+    rows = list(csv.DictReader(made.open()))
+    assert len(rows) == 6 and {row["equal_tokens"] for row in rows} == {"1.0"}

@@ -14,13 +14,15 @@ from gist_jax.benchmark.page import write_page
 from gist_jax.files import whole_file, write_json
 from gist_jax.table import aligned, write_csv
 
-# Of columns.columns: what fits into a terminal.
-_SHOWN = (
-    *("instruction", "input", "output", "batch", "gist_tokens", "mode"),
-    *("first_flops", "first_saved_flops", "first_seconds", "first_saved"),
-    *("A100-80GB_first_seconds", "H100_first_seconds", "v5e_first_seconds"),
-    *("token_seconds", "total_seconds", "total_saved", "cache_bytes", "reuses", "agreement"),
-)
+# Columns that fit into a terminal, with short titles.
+_SHOWN = {
+    **{name: name for name in ("instruction", "input", "output", "batch")},
+    **{"gist_tokens": "gists", "mode": "mode", "first_flops": "prefill", "first_saved_flops": "saved"},
+    **{"first_seconds": "first token", "first_saved": "saved", "token_seconds": "each next"},
+    **{"A100-80GB_first_seconds": "A100-80GB", "H100_first_seconds": "H100", "v5e_first_seconds": "v5e"},
+    **{"total_seconds": "whole output", "total_saved": "saved", "cache_bytes": "cache"},
+    **{"reuses": "reuses", "agreement": "equal"},
+}
 
 
 def environment(device: str, model: str, dtype: str) -> dict[str, str]:
@@ -47,14 +49,13 @@ def as_text(rows: list[Row]) -> str:
     """A line for each row; lengths that all rows share stand above."""
     shared = [name for name in POINT if len({row[name] for row in rows}) == 1]
     found = columns(rows)
-    shown = {name: found[name] for name in _SHOWN if name in found and name not in shared}
-    lines = [[title for title, _ in shown.values()]]
+    shown = [name for name in _SHOWN if name in found and name not in shared]
+    lines = [[_SHOWN[name] for name in shown]]
     for row in rows:
-        values = [(row.get(name), form) for name, (_, form) in shown.items()]
+        values = [(row.get(name), found[name][1]) for name in shown]
         lines.append(["" if value is None else form(value) for value, form in values])
     above = ", ".join(f"{found[name][0]} {rows[0][name]}" for name in shared)
-    left = list(shown).index("mode") + 1
-    return f"{above}\n{aligned(lines, left)}"
+    return f"{above}\n{aligned(lines, left=shown.index('mode') + 1)}"
 
 
 def write(output: Path, rows: list[Row], environment: dict[str, str]) -> None:
