@@ -23,8 +23,8 @@ def aligned(lines: Sequence[Sequence[str]], left: int) -> str:
 
 
 def write_csv(path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows with the columns of the first, whole or not at all."""
+    """Writes rows with the columns of all of them, whole or not at all."""
     with whole_file(path) as beside, beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)

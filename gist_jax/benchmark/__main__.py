@@ -9,6 +9,7 @@ python -m gist_jax.benchmark --config=configs/llama_7b.py --lengths=FILE.csv --o
 import argparse
 import itertools
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,10 @@ from tqdm import tqdm
 from gist_jax import config_door
 from gist_jax.benchmark import report
 from gist_jax.benchmark.columns import Row
-from gist_jax.benchmark.costs import costs
+from gist_jax.benchmark.costs import Costs, costs
 from gist_jax.benchmark.measure import Subject, measure
 from gist_jax.benchmark.programs import MODES, Point
+from gist_jax.benchmark.rows import counted
 from gist_jax.benchmark.shapes import LENGTHS, estimated, read_lengths
 from gist_jax.command_line import numbers, one_sentence_errors, parser
 from gist_jax.errors import UserError
@@ -61,12 +63,16 @@ def main() -> None:
         arguments.error(f"unrecognized argument {unknown[0]}")
     if options.rounds < 1:
         arguments.error("--rounds must be at least 1")
-    if options.model and (options.random_weights or options.lengths or fields):
+    if options.model is not None and (options.random_weights or options.lengths or fields):
         arguments.error("--random_weights, --lengths and --config.name=value go with --config")
     if options.lengths and options.random_weights:
         arguments.error("--lengths are counted, not timed: leave --random_weights out")
     with one_sentence_errors():
-        config = None if options.model else config_door.load([f"--config={options.config}", *fields])
+        config = (
+            None
+            if options.model is not None
+            else config_door.load([f"--config={options.config}", *fields])
+        )
         if options.lengths:
             _lengths(options, config)
         else:
@@ -75,15 +81,20 @@ def main() -> None:
 
 def _lengths(options: argparse.Namespace, config: ConfigDict) -> None:
     output, model = pathlib.Path(options.output), model_config(config)
-    if output.suffix != ".csv":
+    if output.suffix != ".csv" or output.is_dir():
         raise UserError("with --lengths there must be --output=NAME.csv")
     described = read_lengths(options.lengths, options.output_tokens[0])
+    dtype = _dtype(options, config)
     for _, point in described:
         point.check(model)
     rows: list[Row] = []
     for line, point in tqdm(described, desc="counting", unit="row"):
-        for row in estimated(model, point, options.dtype or config.dtype, interpolate=True):
+        for row in estimated(model, point, dtype, interpolate=True):
             first = {name: row.pop(name) for name in ("mode", "flops", "bytes_accessed", "cache_bytes")}
+            if taken := line.keys() & (first | row).keys():
+                raise UserError(
+                    f"{options.lengths} has a column {taken.pop()!r}, which is one of the results'"
+                )
             rows.append(line | first | row)
     write_csv(output, rows)
 
@@ -93,9 +104,11 @@ def _grid(options: argparse.Namespace, config: ConfigDict | None) -> None:
     points = [Point(*lengths, options.one_instruction) for lengths in grid]
     name, subject = _subject(options, config)
     model = model_config(config) if subject is None else subject.config
-    dtype = options.dtype or config.dtype if subject is None else subject.dtype
+    dtype = _dtype(options, config) if subject is None else subject.dtype
     for point in points:
         point.check(model)
+    output = pathlib.Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     rounds = 1 if subject is None else options.rounds
     with tqdm(total=rounds * len(points), desc="benchmark", unit="round") as bar:
@@ -105,12 +118,32 @@ def _grid(options: argparse.Namespace, config: ConfigDict | None) -> None:
                 bar.update()
             else:
                 of_modes = {mode: costs(model, point, mode, dtype) for mode in MODES}
-                rows += measure(subject, point, of_modes, rounds, bar.update)
+                rows += _measured(subject, point, of_modes, rounds, bar)
+            write_csv(output / "results.csv", rows)  # what there is, if a later point fails
     device = report.device_name() if subject else "none: counted and estimated"
-    output = pathlib.Path(options.output)
-    report.write(output, rows, report.environment(device, name, dtype))
     print(report.as_text(rows))
+    report.write(output, rows, report.environment(device, name, dtype))
     print(f"\nIn {output}/: index.html, results.csv, results.json, and the figures as PNG.")
+
+
+def _dtype(options: argparse.Namespace, config: ConfigDict) -> str:
+    dtype = options.dtype or config.dtype
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.dtype must be float32 or bfloat16, not {dtype!r}")
+    return dtype
+
+
+def _measured(
+    subject: Subject, point: Point, of_modes: dict[str, Costs], rounds: int, bar: tqdm
+) -> list[Row]:
+    """What was measured; or what was counted, if the device has not enough memory."""
+    try:
+        return measure(subject, point, of_modes, rounds, bar.update)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        bar.write(f"{point} does not fit into the device's memory", file=sys.stderr)
+        return [counted(point, mode, of_modes) for mode in MODES]
 
 
 def _subject(options: argparse.Namespace, config: ConfigDict | None) -> tuple[str, Subject | None]:
@@ -122,7 +155,7 @@ def _subject(options: argparse.Namespace, config: ConfigDict | None) -> tuple[st
         return options.model, Subject(lm.config, lm.params, gist_token)
     if not options.random_weights:
         return options.config, None
-    model, dtype = model_config(config), jnp.dtype(options.dtype or config.dtype)
+    model, dtype = model_config(config), jnp.dtype(_dtype(options, config))
     params = jax.jit(lambda key: unstacked(family.init(model, key, dtype)))(jax.random.key(0))
     return f"{options.config}, random weights", Subject(model, params, model.vocab_size - 1)
 

@@ -108,7 +108,8 @@ def measured(
     outputs = {name: run(tokens, count) for name, run in runs.items()}
     rows: list[Row] = []
     for name in runs:
-        step = float(np.median(steps[name]))
+        if (step := float(np.median(steps[name]))) <= 0:
+            raise UserError("so few tokens cannot be timed: give more --output_tokens")
         ratio, low, high = quotient(steps[name], steps[OURS])
         rows.append(
             dict(

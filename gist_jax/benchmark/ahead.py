@@ -218,15 +218,19 @@ def _decode(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> _Work:
     before = _prefill(config, model, mesh)
     params, tokens, *_ = before.arguments
 
-    def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        names = AXES if x.ndim == 4 else ("batch", "length", "hidden")[: x.ndim]
+    def placed(x: jax.ShapeDtypeStruct, names=None) -> jax.ShapeDtypeStruct:
+        names = names or (AXES if x.ndim == 4 else ("batch", "length", "hidden")[: x.ndim])
         on = NamedSharding(mesh, spec(mesh, names, x.shape))
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on)
+
+    def of_cache(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return placed(x, AXES[-x.ndim :])  # of one row it has no batch
 
     prompt, token = jax.tree.map(placed, jax.eval_shape(before.function, *before.arguments))
 
     function = jax.jit(functools.partial(programs.next_token, config=model), donate_argnums=2)
     prompt, cache = programs.apart(prompt)
+    cache = jax.tree.map(of_cache, cache)
     arguments = params, prompt, cache, token, jax.ShapeDtypeStruct((), jnp.int32)
     flops = matmul_flops(function, *arguments)
     return _Work(

@@ -83,7 +83,7 @@ def _traced(config: ModelConfig, program: str, shape: Shape, dtype: str) -> jax.
             cached = shape.caches, shape.cached, shape.mode
             arguments = *arguments, _prefix(config, *cached, dtype) if shape.cached else None
     if program == "first_token":
-        settings |= dict(max_new=shape.output)
+        settings |= dict(condition="gist", max_new=shape.output)
     return jax.jit(functools.partial(getattr(programs, program), **settings)).trace(*arguments)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from gist_jax.errors import UserError
 from gist_jax.inference.generate import prefill, write_token
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.family import merge
@@ -30,7 +31,7 @@ def agreement(
       scores: to be strict: gives the scores `[B, V]` of the token after so many of the expected ones.
 
     Raises:
-      ValueError: with `scores`, if rows part where there is no tie.
+      UserError: with `scores`, if rows part where there is no tie.
     """
     differ = expected != written
     for row in np.flatnonzero(differ.any(axis=1)) if scores is not None else ():
@@ -38,7 +39,7 @@ def agreement(
         of_row = scores(number)[row]
         gap = abs(of_row[expected[row, number]] - of_row[written[row, number]])
         if gap > TIE * of_row.std():
-            raise ValueError(
+            raise UserError(
                 f"token {number} of row {row} is {written[row, number]}, not {expected[row, number]}, "
                 f"whose score differs by {gap:.3g}: the cache does not give what the prompt gives"
             )

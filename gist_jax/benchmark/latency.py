@@ -56,7 +56,7 @@ def saving(base: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
 
 
 def device_seconds(run: Callable[[], object], times: int = 5) -> float | None:
-    """Seconds in which an accelerator is busy with one execution; None of CPUs."""
+    """Seconds in which an accelerator is busy with one execution; None of CPUs, or without a profile."""
     if jax.default_backend() == "cpu":
         return None
     with tempfile.TemporaryDirectory() as directory:
@@ -72,7 +72,7 @@ def device_seconds(run: Callable[[], object], times: int = 5) -> float | None:
             for line in plane.lines
             for event in line.events
         ]
-    return covered(intervals) / 1e9 / times
+    return covered(intervals) / 1e9 / times if intervals else None
 
 
 def covered(intervals: Iterable[tuple[float, float]]) -> float:

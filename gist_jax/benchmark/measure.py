@@ -39,12 +39,11 @@ class Subject(NamedTuple):
 class _Mode(NamedTuple):
     """Compiled programs of a mode, and functions that run them."""
 
-    first_token: Callable[[], Any]
+    first_token: Callable[[], jax.Array]
     generate: Callable[[], jax.Array]
     make_cache: Callable[[], Any] | None
     compile_seconds: float
-    first_bytes: float
-    token_bytes: float
+    token_bytes: float  # accessed by a decode step
     peak_bytes: int
     room: int  # bytes of the device's memory that are left for caches
 
@@ -83,10 +82,10 @@ def measure(
     rows = []
     for mode, ready in modes.items():
         row = counted(point, mode, costs)
-        row |= dict(first_bytes=ready.first_bytes, token_bytes=ready.token_bytes)
         row |= _times(point, mode, seconds) | dict(
             first_device_seconds=device_seconds(ready.first_token),
             total_device_seconds=device_seconds(ready.generate),
+            token_bytes_compiled=ready.token_bytes,
             compile_seconds=ready.compile_seconds,
             peak_bytes=ready.peak_bytes,
             prompts=ready.room // costs[mode].cache_bytes if costs[mode].cache_bytes else None,
@@ -97,14 +96,14 @@ def measure(
 
 
 def _times(point: Point, mode: str, seconds: dict[tuple[str, str], np.ndarray]) -> Row:
-    """Medians, quartiles and savings; the time of a token is that of the others without the first."""
+    """Medians, quartiles and savings; of a token after the first, the median of differences."""
     row: Row = {}
     first, total = (seconds[mode, name] for name in ("first_token", "generate"))
     for name, of_mode in (("first", first), ("total", total)):
         low, median, high = np.percentile(of_mode, [25, 50, 75])
         row |= {f"{name}_seconds": median, f"{name}_seconds_low": low, f"{name}_seconds_high": high}
-    following = row["total_seconds"] - row["first_seconds"]
-    row["token_seconds"] = following / (point.output - 1) if point.output > 1 else None
+    following = float(np.median(total - first)) / max(1, point.output - 1)
+    row["token_seconds"] = following if point.output > 1 else None
     row["tokens_per_second"] = point.batch * point.output / row["total_seconds"]
     for name, program in (("first", "first_token"), ("total", "generate")):
         for base, suffix in (("none", ""), ("prompt_cache", "_vs_prompt_cache")):
@@ -155,33 +154,35 @@ def _prepared(subject: Subject, point: Point, mode: str, tokens: np.ndarray) -> 
         prefix = make_cache()
     read = tokens[:, tokens.shape[1] - point.read(mode) :]
     arguments = jax.device_put((params, read, np.ones_like(read), prefix))
-    beginning = functools.partial(programs.first_token, **mask, max_new=point.output)
-    first = compiled(jax.jit(beginning), *arguments)
-    endless = jax.device_put((np.int32(point.output), np.int32(-1), np.uint32(0)))
+    # Without an end of sequence: one token, or all.
+    once, all_of_it = (
+        jax.device_put((np.int32(limit), np.int32(-1), np.uint32(0))) for limit in (1, point.output)
+    )
     settings = dict(**mask, condition="gist", max_new=point.output)
-    whole = compiled(generate, *arguments, *endless, None, **settings)
-    memory = whole.memory_analysis()
+    program = compiled(generate, *arguments, *all_of_it, None, **settings)
+    memory = program.memory_analysis()
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     peak += memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
     kept = 0 if prefix is None else nbytes(prefix.memory)
     return _Mode(
-        functools.partial(first, *arguments),
-        functools.partial(whole, *arguments, *endless, None),
+        functools.partial(program, *arguments, *once, None),
+        functools.partial(program, *arguments, *all_of_it, None),
         make_cache,
         compiling,
-        bytes_accessed(first),
-        bytes_accessed(_step(config, params, first)),
+        bytes_accessed(_step(subject, point, arguments)),
         peak,
-        _device_memory() - (peak - kept),
+        max(0, _device_memory() - (peak - kept)),
     )
 
 
-def _step(config: ModelConfig, params: Params, first: jax.stages.Compiled) -> jax.stages.Compiled:
-    """The decode step that follows."""
-    prompt, token = first.out_info
-    step = jax.jit(functools.partial(programs.next_token, config=config), donate_argnums=2)
+def _step(subject: Subject, point: Point, arguments: tuple) -> jax.stages.Compiled:
+    """The decode step that follows the first token."""
+    mask = dict(config=subject.config, gist_token=subject.gist_token, condition="gist")
+    beginning = functools.partial(programs.first_token, **mask, max_new=point.output)
+    prompt, token = jax.eval_shape(beginning, *arguments)
+    step = jax.jit(functools.partial(programs.next_token, config=subject.config), donate_argnums=2)
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    return step.lower(params, *programs.apart(prompt), token, number).compile()
+    return step.lower(subject.params, *programs.apart(prompt), token, number).compile()
 
 
 def _device_memory() -> int:

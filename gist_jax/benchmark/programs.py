@@ -49,8 +49,8 @@ class Point(NamedTuple):
         return 1 if self.one_instruction else self.batch
 
     def check(self, config: ModelConfig) -> None:
-        """Raises a UserError if a length is below 1 (the instruction's below 0, where gist tokens stand
-        for the whole prompt), or all together are too long for the model.
+        """Raises a UserError if a length is below 1, but for an instruction of which only gist tokens
+        are left, or all together are too long for the model.
         """
         for name in ("input", "output", "batch", "gist_tokens"):
             if getattr(self, name) < 1:
@@ -92,7 +92,7 @@ def first_token(
     prefix: GistCache | None,
     *,
     config: ModelConfig,
-    condition: str = "gist",
+    condition: str,
     gist_token: int,
     max_new: int,
 ) -> tuple[Prompt, jax.Array]:

@@ -1,5 +1,6 @@
 """Results of the benchmark: a table in the terminal, and files."""
 
+import os
 import platform
 import shlex
 import sys
@@ -18,9 +19,11 @@ from gist_jax.table import aligned, write_csv
 _SHOWN = {
     **{name: name for name in ("instruction", "input", "output", "batch")},
     **{"gist_tokens": "gists", "mode": "mode", "first_flops": "prefill", "first_saved_flops": "saved"},
-    **{"first_seconds": "first token", "first_saved": "saved", "token_seconds": "each next"},
+    **{"first_seconds": "first token", "first_saved": "saved"},
+    **{"first_saved_vs_prompt_cache": "vs prompt", "token_seconds": "each next"},
     **{"A100-80GB_first_seconds": "A100-80GB", "H100_first_seconds": "H100", "v5e_first_seconds": "v5e"},
-    **{"total_seconds": "whole output", "total_saved": "saved", "cache_bytes": "cache"},
+    **{"total_seconds": "all tokens", "total_saved": "saved"},
+    **{"total_saved_vs_prompt_cache": "vs prompt", "cache_bytes": "cache"},
     **{"reuses": "reuses", "agreement": "equal"},
 }
 
@@ -42,7 +45,7 @@ def device_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return f"{len(names)} × {names[0]}" if names else platform.processor()
+    return f"{len(os.sched_getaffinity(0))} × {names[0]}" if names else platform.processor()
 
 
 def as_text(rows: list[Row]) -> str:

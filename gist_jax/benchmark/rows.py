@@ -14,6 +14,7 @@ def counted(point: Point, mode: str, costs: dict[str, Costs]) -> Row:
       costs: by mode.
     """
     cost, without = costs[mode], costs["none"].first_token.flops
+    prompt = costs["prompt_cache"].first_token.flops
     made, cached = cost.make_cache, cost.first_token.flops
     return dict(
         instruction=point.instruction,
@@ -21,6 +22,7 @@ def counted(point: Point, mode: str, costs: dict[str, Costs]) -> Row:
         output=point.output,
         batch=point.batch,
         gist_tokens=point.gist_tokens,
+        caches=point.caches if made else 0,
         mode=mode,
         flops=cost.forward.flops,
         bytes_accessed=cost.forward.bytes,
@@ -32,12 +34,12 @@ def counted(point: Point, mode: str, costs: dict[str, Costs]) -> Row:
         elementwise_share=1 - cost.first_token.products / cost.first_token.flops,
         first_bytes=cost.first_token.bytes,
         token_bytes=cost.next_token.bytes,
-        token_bytes_least=cost.next_token.bytes,
         first_saved_flops=1 - cached / without if made else None,
+        first_saved_flops_vs_prompt_cache=1 - cached / prompt if mode == "gist_cache" else None,
         reuses=reuses(made.flops, without, cached) if made else None,
     )
 
 
 def reuses(build: float, without: float, cached: float) -> int | None:
-    """How often a cache must be used until making it has paid off; None if it never does."""
+    """How many batches must use caches until making them has paid off; None if they never have."""
     return math.ceil(build / (without - cached)) if cached < without else None

@@ -19,20 +19,27 @@ LENGTHS = ("num_prompt_tokens", "num_input_tokens", "num_gist_tokens")
 def estimated(config: ModelConfig, point: Point, dtype: str, interpolate: bool = False) -> list[Row]:
     """A row for each mode, with the time of a single chip of every kind, if it works as its maker says.
 
-    It is None where the chip cannot hold the weights and the caches of the batch. Arguments of `costs`.
+    It is None where the chip cannot hold the weights and the caches of the batch, and there is none of
+    float32. Arguments of `costs`.
     """
     of_modes = {mode: costs(config, point, mode, dtype, interpolate) for mode in MODES}
-    weights = nbytes(parameters(config, dtype))
-    return [counted(point, mode, of_modes) | _on_devices(weights, of_modes[mode]) for mode in MODES]
+    rows = []
+    for mode, cost in of_modes.items():
+        row = counted(point, mode, of_modes)
+        if dtype == "bfloat16":  # whose products the makers' figures are of
+            weights = nbytes(parameters(config, dtype))
+            row |= _on_devices(weights, point.caches * cost.cache_bytes, cost)
+        rows.append(row)
+    return rows
 
 
-def _on_devices(weights: int, cost: Costs) -> Row:
+def _on_devices(weights: int, caches: int, cost: Costs) -> Row:
     row: Row = {}
     for name, device in ACCELERATORS.items():
-        room = device.memory - weights - cost.first_token.results
+        room = device.memory - weights - (cost.first_token.results - caches)
 
         def seconds(program: Cost, device=device, room=room) -> float | None:
-            return roofline(device, program.products, program.bytes, 0).best if room >= 0 else None
+            return roofline(device, program.products, program.bytes, 0).best if room >= caches else None
 
         row[f"{name}_first_seconds"] = seconds(cost.first_token)
         row[f"{name}_token_seconds"] = seconds(cost.next_token)
@@ -49,7 +56,7 @@ def read_lengths(path: str | pathlib.Path, output: int) -> list[tuple[dict[str, 
       UserError: if it is no such file.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             lines = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {error}") from None
@@ -57,6 +64,8 @@ def read_lengths(path: str | pathlib.Path, output: int) -> list[tuple[dict[str, 
         raise UserError(f"{path} has {'no column ' + missing.pop() if lines else 'no rows'}")
     points = []
     for number, line in enumerate(lines, start=2):
+        if None in line:
+            raise UserError(f"line {number} of {path} has more cells than there are columns")
         try:
             prompt, text, gists = (int(line[name]) for name in LENGTHS)
         except (TypeError, ValueError):
