@@ -26,6 +26,8 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports --cache-dir .cache/import_linter
+	$(VENV)/bin/mypy
 
 # Made anew when what it depends on changes; the mark is set only when all was installed.
 $(VENV)/installed: setup.py

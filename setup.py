@@ -12,11 +12,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["gist_jax", "gist_jax.*"]),
-    package_data={"gist_jax.data.instructions": ["*.json"]},
+    package_data={"gist_jax": ["py.typed"], "gist_jax.data.instructions": ["*.json"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "absl-py>=2.1,<3",
         "datasets>=4,<6",
+        "filelock>=3.16,<4",  # of JAX's compilation cache, where it is bounded
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
         "huggingface_hub>=1,<3",
@@ -41,6 +42,8 @@ setup(
         "wandb": ["wandb>=0.20,<1"],
         "test": [
             "hypothesis>=6.130,<7",
+            "import-linter>=2.16,<3",
+            "mypy>=2.4,<3",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.9,<1",

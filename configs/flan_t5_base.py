@@ -5,7 +5,7 @@
 
 from ml_collections import ConfigDict
 
-from gist_jax.training.recipes import flan_t5, on
+from gist_jax.training.recipes import flan_t5, for_machine
 
 
 def get_config(machine: str = "") -> ConfigDict:
@@ -17,4 +17,4 @@ def get_config(machine: str = "") -> ConfigDict:
         num_decoder_layers=12,
         num_heads=12,
     )
-    return on(config, machine)
+    return for_machine(config, machine)

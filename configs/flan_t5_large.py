@@ -5,7 +5,7 @@
 
 from ml_collections import ConfigDict
 
-from gist_jax.training.recipes import flan_t5, on
+from gist_jax.training.recipes import flan_t5, for_machine
 
 
 def get_config(machine: str = "") -> ConfigDict:
@@ -18,4 +18,4 @@ def get_config(machine: str = "") -> ConfigDict:
         num_heads=16,
     )
     config.remat = "dots"
-    return on(config, machine)
+    return for_machine(config, machine)

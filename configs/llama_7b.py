@@ -5,7 +5,7 @@
 
 from ml_collections import ConfigDict
 
-from gist_jax.training.recipes import llama, on
+from gist_jax.training.recipes import for_machine, llama
 
 
 def get_config(machine: str = "") -> ConfigDict:
@@ -19,4 +19,4 @@ def get_config(machine: str = "") -> ConfigDict:
         num_kv_heads=32,
         head_dim=128,
     )
-    return on(config, machine)
+    return for_machine(config, machine)

@@ -9,7 +9,7 @@ def get_config() -> ConfigDict:
     config = default()
     config.num_steps = 1900
     config.dtype = "float32"
-    # Prompts have some 25 tokens: a small rope_theta lets so small a model tell positions apart.
+    # Prompts have some 25 tokens: a small rope_theta lets so small a model distinguish positions.
     config.model.update(hidden_size=96, intermediate_size=192, num_layers=3, rope_theta=100.0)
     config.model.update(num_heads=3, num_kv_heads=3, head_dim=32, max_positions=512)
     config.model.update(tie_embeddings=True, initializer_range=0.05)

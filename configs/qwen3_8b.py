@@ -5,7 +5,7 @@
 
 from ml_collections import ConfigDict
 
-from gist_jax.training.recipes import llama, on
+from gist_jax.training.recipes import for_machine, llama
 
 
 def get_config(machine: str = "") -> ConfigDict:
@@ -22,4 +22,4 @@ def get_config(machine: str = "") -> ConfigDict:
         max_positions=40_960,
         rope_theta=1_000_000.0,
     )
-    return on(config, machine)
+    return for_machine(config, machine)

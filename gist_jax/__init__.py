@@ -5,9 +5,26 @@ gists = lm.compress(["Say the last word two times."])
 lm.generate(gists, inputs=["red tiger hammer"])
 """
 
-from gist_jax.inference.gist_cache import GistCache
-from gist_jax.inference.language_model import LanguageModel
-from gist_jax.inference.load import load
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gist_jax.inference.gist_cache import GistCache
+    from gist_jax.inference.language_model import LanguageModel
+    from gist_jax.inference.load import load
+
+# XLA's own lines say nothing to a user; that it cannot be told so later is why this stands here.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 __all__ = ["GistCache", "LanguageModel", "load"]
 __version__ = "0.1.0"
+
+_MODULES = {"GistCache": "gist_cache", "LanguageModel": "language_model", "load": "load"}
+
+
+def __getattr__(name: str) -> Any:
+    # JAX takes a second to import, and what is set before that, such as its platforms, counts.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"gist_jax.inference.{_MODULES[name]}"), name)

@@ -3,12 +3,13 @@
 python -m gist_jax.compress --model=DIR --instruction="Count the words." --output=x.gist.safetensors
 """
 
-from gist_jax.command_line import add_model, one_sentence_errors, output_file, parser
+from gist_jax.cli import add_model, exit_on_user_error, output_file, parser, set_up_libraries
 from gist_jax.inference.load import load
 
 
 def main() -> None:
-    arguments = parser("Compress instructions into a gist cache file.")
+    """Runs the command."""
+    arguments = parser(__doc__)
     add_model(arguments)
     arguments.add_argument(
         "--instruction", action="append", required=True, help="may be given several times"
@@ -17,8 +18,9 @@ def main() -> None:
         "--output", type=output_file, required=True, help="file to write, *.gist.safetensors"
     )
     options = arguments.parse_args()
-    with one_sentence_errors():
-        gists = load(options.model, options.dtype).compress(options.instruction)
+    with exit_on_user_error():
+        set_up_libraries()
+        gists = load(options.model, dtype=options.dtype).compress(options.instruction)
         gists.save(options.output)
         print(f"{options.output}: {len(gists)} instruction(s), {gists.nbytes:,} bytes")
 

@@ -4,16 +4,18 @@ python -m gist_jax.evaluate --model=DIR --split=validation_unseen --output=preds
 python -m gist_jax.evaluate --predictions=preds.csv
 """
 
+import argparse
 import pathlib
 
-from gist_jax.command_line import one_sentence_errors, output_file, parser
+from gist_jax.cli import DTYPES, MODEL_HELP, exit_on_user_error, output_file, parser, set_up_libraries
 from gist_jax.data.sources import EMBEDDED, first, load_splits
 from gist_jax.errors import UserError
-from gist_jax.evaluation.predict import predict, read_predictions, write_predictions
+from gist_jax.evaluation.predict import predict, read_predictions
 from gist_jax.evaluation.rouge import score
-from gist_jax.files import read_json
 from gist_jax.inference.load import load
+from gist_jax.io import read_json, write_csv
 from gist_jax.training.config import default, evaluation_lengths
+from gist_jax.workdir import CONFIG, MODEL
 
 FIELDS = {
     "num_examples": "only the first so many examples",
@@ -24,31 +26,33 @@ FIELDS = {
 
 
 def main() -> None:
-    arguments = parser("Score a model on a split, or a file of predictions (ROUGE, exact match).")
+    """Runs the command."""
+    arguments = parser(__doc__)
     what = arguments.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", help="training workdir, directory in Hugging Face format, or hub id")
+    what.add_argument("--model", help=MODEL_HELP)
     what.add_argument("--predictions", help="score this CSV (columns reference, prediction)")
     arguments.add_argument("--split", default="validation_seen")
     arguments.add_argument("--output", type=output_file, help="CSV to write the predictions to")
     same = "by default as the run evaluates itself"
-    arguments.add_argument("--dtype", choices=["float32", "bfloat16"], help=same)
+    arguments.add_argument("--dtype", choices=DTYPES, help=same)
     arguments.add_argument("--source", help=f"data, as config.data.source; {same}")
     for name, meaning in FIELDS.items():
         arguments.add_argument(f"--{name}", type=int, help=f"{meaning}; {same}")
     options = arguments.parse_args()
     if options.predictions is not None and options.output is not None:
         arguments.error("--output goes with --model: --predictions are only scored")
-    with one_sentence_errors():
+    with exit_on_user_error():
+        set_up_libraries()
         records = (
             _predict(options) if options.predictions is None else read_predictions(options.predictions)
         )
-        scores = score(records)
-        print("  ".join(f"{name} {value:.2f}" for name, value in scores.items()))
+        print("  ".join(f"{name} {value:.2f}" for name, value in score(records).items()))
 
 
-def _predict(options) -> list[dict[str, str]]:
-    path = pathlib.Path(options.model) / "config.json"
-    of_run = read_json(path) if path.exists() else {}
+def _predict(options: argparse.Namespace) -> list[dict[str, str]]:
+    workdir = pathlib.Path(options.model)
+    # Directories in Hugging Face format have a config.json too, which describes no run.
+    of_run = read_json(workdir / CONFIG) if (workdir / MODEL).exists() else {}
     evaluation = of_run.get("evaluation", default().evaluation)
     usual = {**evaluation, **evaluation_lengths(evaluation, options.split)}
     settings = {}
@@ -63,10 +67,10 @@ def _predict(options) -> list[dict[str, str]]:
     if options.split not in splits:
         raise UserError(f"there is no split {options.split!r}: choose from {', '.join(splits)}")
     chosen = first(splits[options.split], settings.pop("num_examples"))
-    model = load(options.model, dtype)
+    model = load(options.model, dtype=dtype)
     records = predict(model, chosen, **settings, description=options.split)
     if options.output:
-        write_predictions(options.output, records)
+        write_csv(options.output, records)
     return records
 
 

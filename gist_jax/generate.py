@@ -1,15 +1,18 @@
 """Generates outputs from a gist cache file, or from whole instructions.
 
 python -m gist_jax.generate --model=DIR --gist=x.gist.safetensors --input="tea cup lamp"
+
+Prints an output for every input, one a line; line breaks in it are written \\n.
 """
 
-from gist_jax.command_line import add_model, one_sentence_errors, parser
+from gist_jax.cli import add_model, exit_on_user_error, parser, set_up_libraries
 from gist_jax.inference.gist_cache import GistCache
 from gist_jax.inference.load import load
 
 
 def main() -> None:
-    arguments = parser("Generate an output for every input, one a line; line breaks are written \\n.")
+    """Runs the command."""
+    arguments = parser(__doc__)
     add_model(arguments)
     prompt = arguments.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--gist", help="file of gist_jax.compress: one instruction, or one an input")
@@ -23,9 +26,10 @@ def main() -> None:
     arguments.add_argument("--top_p", type=float, default=1.0)
     arguments.add_argument("--seed", type=int, default=0)
     options = arguments.parse_args()
-    with one_sentence_errors():
+    with exit_on_user_error():
+        set_up_libraries()
         gists = GistCache.load(options.gist) if options.gist else None
-        outputs = load(options.model, options.dtype).generate(
+        outputs = load(options.model, dtype=options.dtype).generate(
             gists,
             inputs=options.input,
             instructions=options.instruction,

@@ -90,7 +90,7 @@ def joined(first: Layout, second: Layout) -> Layout:
 
 
 def visible(query: Layout, key: Layout, condition: str) -> jax.Array:
-    """Which keys each query may see under a condition, causality apart.
+    """Which keys each query may see under a condition, whatever causality says.
 
     Args:
       query: layout of the queries, arrays `[B, T]`.
@@ -146,6 +146,6 @@ def mask_to_bias(mask: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
     """Additive attention bias of a boolean mask: 0 where visible, a large negative number elsewhere.
 
     The number is finite, so that a row which sees nothing (padding) gives a uniform softmax and no
-    NaN, and half the smallest float, so that adding attention scores cannot overflow.
+    NaN, and half the smallest float, so that adding attention logits cannot overflow.
     """
     return jnp.where(mask, 0, jnp.finfo(dtype).min / 2).astype(dtype)

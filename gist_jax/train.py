@@ -1,33 +1,33 @@
-"""Trains a model: python -m gist_jax.train --config=configs/quickstart.py --workdir=DIR
+"""Trains a model, and resumes a run that was stopped.
 
-Any field of the config can be set: --config.optimizer.learning_rate=1e-4. The same command goes on
-where a run was stopped. Of several processes each runs this command: see launch/.
+python -m gist_jax.train --config=configs/quickstart.py --workdir=DIR
+
+--config.name=value sets any field of the config, as in --config.optimizer.learning_rate=1e-4. The same
+command resumes where a run was stopped. Of several processes each runs this command: see launch/.
 """
 
 import pathlib
 
-from absl import flags
-from ml_collections import ConfigDict
-
-from gist_jax import config_door
-from gist_jax.evaluation.scores import evaluator
+from gist_jax import cli
+from gist_jax.evaluation.predict import evaluator
 from gist_jax.training import distributed
 from gist_jax.training.loop import train
 from gist_jax.training.run import prepare
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory for checkpoints and figures of the run, that all its processes see."
-)
-
-
-def _main(config: ConfigDict) -> None:
-    distributed.initialize()
-    run = prepare(config, pathlib.Path(_WORKDIR.value))
-    train(run, evaluator(run))
-
 
 def main() -> None:
-    config_door.run(_main, "workdir")
+    """Runs the command."""
+    arguments = cli.parser(__doc__)
+    cli.add_config(arguments, required=True)
+    meaning = "directory for what the run leaves, that all its processes see"
+    arguments.add_argument("--workdir", required=True, type=cli.nonempty, help=meaning)
+    options, settings = cli.parse_with_config(arguments)
+    with cli.exit_on_user_error():
+        cli.set_up_libraries()
+        config = cli.load_config(options.config, settings)
+        distributed.initialize()
+        run = prepare(config, pathlib.Path(options.workdir))
+        train(run, evaluator(run))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ python launch/aot_compile.py --config=configs/llama_7b.py --topology=v4-16,v4-32
 Needs libtpu: pip install 'gist_jax[tpu]'. Exits with 1 when something does not fit.
 """
 
+import argparse
 import os
 
 # Before libtpu is loaded: several processes may load it, and it neither asks what TPU there is nor warns
@@ -19,42 +20,66 @@ os.environ |= {
 }
 
 import jax
-from absl import flags
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gist_jax import config_door
-from gist_jax.benchmark.ahead import PROGRAMS, Report, compile_ahead, slice_of
+from gist_jax import cli
 from gist_jax.errors import UserError
-from gist_jax.files import write_json
+from gist_jax.io import format_table, write_json
+from gist_jax.training.aot import PROGRAMS, Report, compile_ahead, slice_of
 from gist_jax.training.config import validate
-
-_TOPOLOGY = flags.DEFINE_list("topology", None, "TPU slices, as v5e-64 or v5e:8x8.")
-_PROGRAMS = flags.DEFINE_list("programs", list(PROGRAMS), "Which to compile: train, prefill, decode.")
-_ROWS = flags.DEFINE_integer(
-    "rows_per_chip", None, "Instead of config.data.batch_size: rows of a step for every chip.", 1
-)
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the figures to.")
 
 _GIB = 2**30
 
 
-def main(config: ConfigDict) -> None:
+def main() -> None:
+    """Runs the command."""
+    arguments = cli.parser(__doc__)
+    cli.add_config(arguments, required=True)
+    arguments.add_argument(
+        "--topology", required=True, type=_names, help="TPU slices, as v5e-64 or v5e:8x8, with commas"
+    )
+    arguments.add_argument(
+        "--programs", type=_names, default=",".join(PROGRAMS), help="which to compile, with commas"
+    )
+    arguments.add_argument(
+        "--rows_per_chip", type=int, help="rows of a step for every chip, not config.data.batch_size"
+    )
+    arguments.add_argument("--output", type=cli.output_file, help="JSON file to write the results to")
+    options, settings = cli.parse_with_config(arguments)
+    if unknown := set(options.programs) - set(PROGRAMS):
+        arguments.error(f"--programs has {unknown.pop()!r}, which is none of {', '.join(PROGRAMS)}")
+    if options.rows_per_chip is not None and options.rows_per_chip < 1:
+        arguments.error("--rows_per_chip must be at least 1")
+    with cli.exit_on_user_error():
+        _compile(options, settings)
+
+
+def _names(text: str) -> list[str]:
+    """An argument type: words with commas between."""
+    names = [name for name in text.split(",") if name]
+    if not names:
+        raise argparse.ArgumentTypeError("it is empty")
+    return names
+
+
+def _compile(options: argparse.Namespace, settings: list[str]) -> None:
+    """Compiles every program for every slice, and prints what they need and cost.
+
+    Raises:
+      UserError: if one does not fit.
+    """
     jax.config.update("jax_platforms", "cpu")  # or jax looks for the TPU
+    config = cli.load_config(options.config, settings)
     validate(config)
-    if not _PROGRAMS.value:
-        raise UserError("--programs is empty")
-    if unknown := set(_PROGRAMS.value) - set(PROGRAMS):
-        raise UserError(f"--programs has {unknown.pop()!r}, which is none of {', '.join(PROGRAMS)}")
-    slices = {name: slice_of(name) for name in _TOPOLOGY.value}
+    slices = {name: slice_of(name) for name in options.topology}
     reports: list[tuple[str, Report]] = []
-    work = [(name, program) for name in slices for program in _PROGRAMS.value]
+    work = [(name, program) for name in slices for program in options.programs]
     for name, program in tqdm(work, desc="compiling", unit="program"):
-        if _ROWS.value is not None:
-            config.data.batch_size = _ROWS.value * len(slices[name])
+        if options.rows_per_chip is not None:
+            config.data.batch_size = options.rows_per_chip * len(slices[name])
         reports.append((name, compile_ahead(config, slices[name], program)))
-    if _OUTPUT.value:
-        write_json(_OUTPUT.value, [_figures(name, report) for name, report in reports])
+    if options.output:
+        write_json(options.output, [_as_json(name, report) for name, report in reports])
     if len(slices) == 1:
         for name, report in reports:
             print(_text(name, report))
@@ -69,8 +94,8 @@ def main(config: ConfigDict) -> None:
             )
 
 
-def _figures(topology: str, report: Report) -> dict:
-    """Of the JSON file: those of the report, and what follows from them."""
+def _as_json(topology: str, report: Report) -> dict:
+    """The entry of a report in the JSON file: its fields, and what follows from them."""
     times = report.roofline
     return {
         "topology": topology,
@@ -84,47 +109,60 @@ def _figures(topology: str, report: Report) -> dict:
 
 
 def _text(topology: str, report: Report) -> str:
+    """Formats a report for a terminal."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items())
     lines = [f"{report.program} on {topology}: {report.chips} chips ({mesh})"]
-    for name in ("parameters", "optimizer", "cache", "activations", "total"):
+
+    def add(name: str, value: float, unit: str, digits: int = 2) -> None:
+        lines.append(f"  {name:22}{value:10.{digits}f} {unit}")
+
+    for name in ("parameters", "optimizer", "cache", "activations"):
         if size := getattr(report, name):
-            lines.append(f"  {name:22}{size / _GIB:10.2f} GiB a chip")
-    lines[-1] += f" of {report.memory / _GIB:.2f}"
-    lines.append(f"  {'FLOPs':22}{report.flops / 1e12:10.2f} TFLOP, {report.tokens:,} tokens")
+            add(name, size / _GIB, "GiB a chip")
+    add("total", report.total / _GIB, f"GiB a chip of {report.memory / _GIB:.2f}")
+    add("FLOPs", report.flops / 1e12, f"TFLOP, {report.tokens:,} tokens")
     if report.excess:
         return "\n".join([*lines, "  DOES NOT FIT", ""])
-    for kind, size in report.moved.items():
+    for kind, size in report.bytes_sent.items():
         if size:
-            lines.append(f"  {kind:22}{size / _GIB:10.2f} GiB sent by a chip")
+            add(kind, size / _GIB, "GiB sent by a chip")
     for name, seconds in report.roofline._asdict().items():
-        lines.append(f"  {name:22}{1e3 * seconds:10.2f} ms")
+        add(name, 1e3 * seconds, "ms")
     best, worst = report.roofline.best, report.roofline.worst
-    lines.append(f"  {'step':22}{1e3 * best:10.2f} to {1e3 * worst:.2f} ms")
+    add("step", 1e3 * best, f"to {1e3 * worst:.2f} ms")
     low, high = (100 * report.utilisation(seconds) for seconds in (worst, best))
-    lines.append(f"  {'model FLOPs used':22}{low:10.1f} to {high:.1f} %")
+    add("model FLOPs used", low, f"to {high:.1f} %", digits=1)
     return "\n".join([*lines, ""])
 
 
 def _table(reports: list[tuple[str, Report]]) -> str:
-    """Markdown, a row for each slice and program."""
-    lines = [
-        "| program | slice | chips | mesh | tokens | GiB a chip | GiB sent | ms | FLOPs used |",
-        "|---|---|--:|---|--:|--:|--:|--:|--:|",
+    """Formats a row for each slice and program, in Markdown."""
+    titles = [
+        "program",
+        "slice",
+        "chips",
+        "mesh",
+        "tokens",
+        "GiB a chip",
+        "GiB sent",
+        "ms",
+        "FLOPs used",
     ]
+    lines = [titles]
     for name, report in reports:
         mesh = "×".join(map(str, report.mesh.values()))
-        cells = [report.program, name, report.chips, mesh, f"{report.tokens:,}"]
+        cells = [report.program, name, str(report.chips), mesh, f"{report.tokens:,}"]
         cells.append(f"{report.total / _GIB:.2f}")
         if report.excess:
             cells += ["does not fit", "", ""]
         else:
             best, worst = report.roofline.best, report.roofline.worst
             low, high = (100 * report.utilisation(seconds) for seconds in (worst, best))
-            cells.append(f"{sum(report.moved.values()) / _GIB:.2f}")
+            cells.append(f"{sum(report.bytes_sent.values()) / _GIB:.2f}")
             cells += [f"{1e3 * best:.0f} to {1e3 * worst:.0f}", f"{low:.0f} to {high:.0f} %"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return format_table(lines, left=2, markdown=True)
 
 
 if __name__ == "__main__":
-    config_door.run(main, "topology")
+    main()

@@ -12,7 +12,7 @@
 # with --mount-options=metadata-cache:ttl-secs:0, so that a worker sees at once what others have written.
 #
 # GKE starts a workload again when its exit code is 127 or more: a run that saved because its nodes are
-# taken away (143) goes on by itself, one that failed by a mistake (1) stays as it is.
+# taken away (143) resumes by itself, one that failed by a mistake (1) stays as it is.
 
 set -euo pipefail
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from gist_jax.command_line import one_sentence_errors, parser
+from gist_jax.cli import exit_on_user_error, parser
 from gist_jax.errors import UserError
 
 SAVED = 143  # exit code of a run that SIGTERM stopped, and that all its processes end with
@@ -50,7 +50,7 @@ def main() -> None:
         for setting in settings:
             print(shlex.join(["env", *(f"{k}={v}" for k, v in setting.items()), *options.command]))
         return
-    with one_sentence_errors():
+    with exit_on_user_error():
         if shutil.which(options.command[0]) is None:
             raise UserError(f"there is no command {options.command[0]}")
         sys.exit(_run(options.command, settings))
@@ -88,7 +88,7 @@ def _run(command: Sequence[str], settings: Sequence[dict[str, str]]) -> int:
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, lambda *_: asked.set())
     with contextlib.ExitStack() as files:
-        written = [files.enter_context(tempfile.TemporaryFile()) for _ in settings]
+        written: list[IO[bytes]] = [files.enter_context(tempfile.TemporaryFile()) for _ in settings]
         processes = [_start(command, *each) for each in zip(settings, written, strict=True)]
         return _wait(processes, written, asked)
 

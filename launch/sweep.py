@@ -1,9 +1,9 @@
 """Trains every condition for several numbers of gist tokens, and compares the results.
 
 python launch/sweep.py --config=configs/quickstart.py --output=DIR --num_gist_tokens=1,2,5 \\
-  -- --config.num_steps=1000
+  --config.num_steps=1000
 
-Each run has a workdir in DIR. The same command goes on where it was stopped, and leaves out what is
+Each run has a workdir in DIR. The same command resumes where it was stopped, and leaves out what is
 finished.
 """
 
@@ -18,26 +18,24 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from gist_jax.command_line import one_sentence_errors, parser
-from gist_jax.config_door import load
+from gist_jax.cli import add_config, exit_on_user_error, load_config, parse_with_config, parser
 from gist_jax.errors import UserError
 from gist_jax.evaluation.report import SHOWN, Row, as_text
 from gist_jax.evaluation.rouge import recovery
-from gist_jax.files import read_json, whole_file
 from gist_jax.gist import CONDITIONS
-from gist_jax.interop.workdir import CHECKPOINTS, CONFIG
-from gist_jax.table import write_csv
-from gist_jax.training.metrics import best_evaluation, read_metrics
+from gist_jax.io import atomic_write, read_json, write_csv
+from gist_jax.training.config import flat_config
+from gist_jax.workdir import CHECKPOINTS, CONFIG, best_evaluation, read_metrics
 
 OWN = ("condition", "num_gist_tokens", "seed")  # fields of the config that differ between runs
 STOPPED = (143, -signal.SIGTERM)  # by SIGTERM, after a checkpoint or before the first
 
-Scores = dict[str, float]  # "split/metric" -> percent
+Metrics = dict[str, float]  # "split/metric" -> percent
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One of the runs."""
+    """One run of the sweep."""
 
     condition: str
     num_gist_tokens: int
@@ -56,8 +54,10 @@ class Run:
 
 
 def main() -> None:
-    arguments = parser(__doc__.split("\n")[0])
-    arguments.add_argument("--config", required=True, help="of all runs")
+    """Runs the command."""
+    arguments = parser(__doc__)
+    meaning = "config of all runs; --config.name=value sets any of its fields"
+    add_config(arguments, required=True, help=meaning)
     arguments.add_argument("--output", required=True, type=pathlib.Path, help="folder for the workdirs")
     arguments.add_argument(
         "--conditions", type=_conditions, default=",".join(CONDITIONS), help="which, with commas"
@@ -76,11 +76,9 @@ def main() -> None:
     )
     instead.add_argument("--table", action="store_true", help="only compare the finished runs")
     instead.add_argument("--dry-run", action="store_true", help="only print what would be run")
-    arguments.add_argument(
-        "settings", metavar="--config.name=value", nargs="*", help="of all runs, written after --"
-    )
-    options = arguments.parse_args()
-    with one_sentence_errors():
+    options, settings = parse_with_config(arguments)
+    options.settings = settings
+    with exit_on_user_error():
         runs = _grid(options)
         if options.slurm:
             _write_commands(options.output / "commands.txt", runs)
@@ -118,21 +116,20 @@ def _grid(options: argparse.Namespace) -> list[Run]:
             for tokens in options.num_gist_tokens if condition == "gist" else (1,):
                 name = f"{condition}-{tokens}" + (f"-seed{seed}" if seed else "")
                 own = zip(OWN, (condition, tokens, seed), strict=True)
-                settings = (
-                    f"--config={options.config}",
-                    *options.settings,
-                    *(f"--config.{field}={value}" for field, value in own),
-                )
-                config = json.loads(json.dumps(load(settings).to_dict()))  # tuples are lists there
+                own_settings = [f"--config.{field}={value}" for field, value in own]
+                settings = (*options.settings, *own_settings)
+                config = load_config(options.config, settings).to_dict()
+                config = json.loads(json.dumps(config))  # as in the file, where tuples are lists
+                settings = (f"--config={options.config}", *settings)
                 runs.append(Run(condition, tokens, seed, options.output / name, settings, config))
     return runs
 
 
 def _train(runs: Sequence[Run], dry_run: bool) -> list[str]:
-    """Runs one after the other what is not finished; those that failed."""
+    """Trains one after the other what is not finished, and returns the names of those that failed."""
     failed = []
     for run in runs:
-        if _scores(run) is not None:
+        if _metrics(run) is not None:
             continue
         print(shlex.join(run.command()), flush=True)
         if dry_run:
@@ -157,18 +154,18 @@ def _wait(process: subprocess.Popen) -> int:
 def _write_commands(path: pathlib.Path, runs: Sequence[Run]) -> None:
     # Finished ones too, for which train has little to do: the numbers of the lines must not change
     # while jobs wait for theirs.
-    with whole_file(path) as beside:
-        beside.write_text("".join(shlex.join(run.command()) + "\n" for run in runs))
+    with atomic_write(path) as tmp:
+        tmp.write_text("".join(shlex.join(run.command()) + "\n" for run in runs))
     print(shlex.join(["sbatch", f"--array=0-{len(runs) - 1}", "launch/slurm.sbatch", str(path)]))
 
 
-def _scores(run: Run) -> Scores | None:
-    """Those of its best checkpoint, or None if it is not finished."""
+def _metrics(run: Run) -> Metrics | None:
+    """The metrics of a run's best checkpoint, or None if it is not finished."""
     last, metric = run.config["num_steps"], run.config["checkpoint"]["metric"]
     # The last evaluation is written before the last checkpoint, and a run may be killed between them.
     if not (run.workdir / CHECKPOINTS / str(last)).is_dir():
         return None
-    if read_json(run.workdir / CONFIG) != run.config:
+    if flat_config(read_json(run.workdir / CONFIG)) != flat_config(run.config):
         return None  # train says what it makes of the other config
     if not any(metric in line and line["step"] == last for line in read_metrics(run.workdir)):
         return None
@@ -177,29 +174,29 @@ def _scores(run: Run) -> Scores | None:
 
 def _compare(path: pathlib.Path, runs: Sequence[Run]) -> None:
     """Prints the table of all finished runs, and writes it."""
-    scores = {run: found for run in runs if (found := _scores(run)) is not None}
-    if missing := [run.name for run in runs if run not in scores]:
+    finished = {run: found for run in runs if (found := _metrics(run)) is not None}
+    if missing := [run.name for run in runs if run not in finished]:
         print(f"not finished: {', '.join(missing)}")
-    if table := _rows(scores):
+    if table := _rows(finished):
         write_csv(path, table)
         print(as_text(table))
         print(f"\nIn {path}.")
 
 
-def _rows(scores: dict[Run, Scores]) -> list[Row]:
-    """A row per split and metric: every run, and how much of the controls' gap each gist run closes."""
-    controls = {(run.condition, run.seed): found for run, found in scores.items()}
+def _rows(finished: dict[Run, Metrics]) -> list[Row]:
+    """Makes a row per split and metric, with how much of the controls' gap each gist run closes."""
+    controls = {(run.condition, run.seed): found for run, found in finished.items()}
     table = []
-    for name in next(iter(scores.values()), {}):
+    for name in next(iter(finished.values()), {}):
         split, metric = name.split("/")
         if metric not in SHOWN:
             continue
         row: Row = {"split": split, "metric": SHOWN[metric]}
-        row |= {run.name: found[name] for run, found in scores.items()}
-        for run, found in scores.items():
-            bounds = [controls.get((c, run.seed)) for c in ("pos_control", "neg_control")]
-            if run.condition == "gist" and None not in bounds:
-                row[f"recovery {run.name}"] = recovery(found[name], *(bound[name] for bound in bounds))
+        row |= {run.name: found[name] for run, found in finished.items()}
+        for run, found in finished.items():
+            pos, neg = (controls.get((c, run.seed)) for c in ("pos_control", "neg_control"))
+            if run.condition == "gist" and pos is not None and neg is not None:
+                row[f"recovery {run.name}"] = recovery(found[name], pos[name], neg[name])
         table.append(row)
     return table
 

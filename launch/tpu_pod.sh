@@ -12,7 +12,7 @@
 # it out if they share another disk.
 #
 # The output of all workers comes back here, and a run ends when the connection breaks: call this where it
-# lasts, for example in tmux. To stop a run so that it saves, and later goes on with the same command:
+# lasts, for example in tmux. To stop a run so that it saves, and later resumes with the same command:
 #
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=0 --command="pkill -TERM -f '[g]ist_jax'"
 

@@ -1,1 +1,1 @@
-"""What gisting saves."""
+"""Measures what gisting saves: no cache, prompt cache and gist cache side by side."""

@@ -1,4 +1,4 @@
-"""Decode throughput of a model with random weights, beside that of transformers on the same CPU.
+"""Decode throughput of a model with random weights, against that of transformers on the same CPU.
 
 python -m gist_jax.benchmark.against_transformers --output=decode.csv
 
@@ -10,26 +10,26 @@ import functools
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 import transformers
 from tqdm import tqdm
 
-from gist_jax import config_door
-from gist_jax.benchmark.columns import Row
+from gist_jax import cli
 from gist_jax.benchmark.costs import costs
 from gist_jax.benchmark.latency import interleaved, quotient
-from gist_jax.benchmark.programs import Point
-from gist_jax.command_line import numbers, one_sentence_errors, output_file, parser
+from gist_jax.benchmark.rows import Row
+from gist_jax.benchmark.workload import Workload
 from gist_jax.data.tokenization import train_bpe
 from gist_jax.errors import UserError
-from gist_jax.inference.generate import generate
+from gist_jax.inference.decode import generate
 from gist_jax.interop.export import export
-from gist_jax.models import family
+from gist_jax.io import format_table, write_csv
+from gist_jax.models import registry
 from gist_jax.models.config import LlamaConfig
 from gist_jax.models.stack import Params, unstacked
-from gist_jax.table import aligned, write_csv
 from gist_jax.training.run import model_config
 
 # Prompts, int32 [B, T] without padding, and a number n of new tokens -> the likeliest, int [B, n].
@@ -40,7 +40,7 @@ NO_TOKEN = -1  # in place of the end of sequence: every output has its full leng
 
 
 def ours(params: Params, config: LlamaConfig, max_new: int) -> Generate:
-    """`generate`, of parameters with layers apart."""
+    """Our `generate`; takes parameters with unrolled layers."""
     shape = dict(config=config, condition="gist", gist_token=NO_TOKEN, max_new=max_new)
 
     def run(tokens: np.ndarray, count: int) -> np.ndarray:
@@ -61,7 +61,7 @@ def theirs(params: Params, config: LlamaConfig, compiles: bool) -> dict[str, Gen
         model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
 
-    def with_options(**options) -> Generate:
+    def with_options(**options: Any) -> Generate:
         def run(tokens: np.ndarray, count: int) -> np.ndarray:
             ids = torch.from_numpy(tokens).long()
             settings = dict(attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0)
@@ -73,7 +73,8 @@ def theirs(params: Params, config: LlamaConfig, compiles: bool) -> dict[str, Gen
     runs = {f"{kind} cache": with_options(cache_implementation=kind) for kind in ("static", "dynamic")}
     if compiles:
         how = transformers.CompileConfig(mode="default", fullgraph=False)
-        how._compile_all_devices = True  # without it transformers compiles for accelerators alone
+        # Without it transformers compiles for accelerators alone.
+        how._compile_all_devices = True  # type: ignore[assignment]  # declared None
         runs["compiled"] = with_options(cache_implementation="static", compile_config=how)
     return runs
 
@@ -92,10 +93,10 @@ def read_bandwidth() -> float:
     return array.nbytes / min(seconds() for _ in range(10))
 
 
-def measured(
+def measure(
     runs: dict[str, Generate], tokens: np.ndarray, count: int, rounds: int, step_bytes: int, bar: tqdm
 ) -> list[Row]:
-    """A row for each implementation. A step decodes one token of every row of the batch.
+    """Measures every implementation, a row each. A step decodes one token of every row of the batch.
 
     Args:
       tokens: prompts, int32 `[B, T]`.
@@ -137,21 +138,21 @@ def compare(options: argparse.Namespace) -> list[Row]:
         import torch
     except ImportError:
         raise UserError("the comparison needs PyTorch: pip install 'gist_jax[torch]'") from None
-    config = model_config(config_door.load([f"--config={options.config}"]))
+    config = model_config(cli.load_config(options.config))
     if not isinstance(config, LlamaConfig):
         raise UserError(f"{options.config} describes no model of the LLaMA family")
     count, rows = options.output_tokens, []
-    points = [Point(0, options.prompt - 1, count, batch, 1, False) for batch in options.batch]
-    for point in points:
-        point.check(config)
-    params = jax.jit(lambda key: unstacked(family.init(config, key)))(jax.random.key(0))
+    workloads = [Workload(0, options.prompt - 1, count, batch, 1, False) for batch in options.batch]
+    for workload in workloads:
+        workload.check(config)
+    params = jax.jit(lambda key: unstacked(registry.init(config, key)))(jax.random.key(0))
     runs = {OURS: ours(params, config, count), **theirs(params, config, options.compile)}
-    with tqdm(total=len(points) * options.rounds, unit="round") as bar:
-        for point in points:
-            shape, rng = (point.batch, options.prompt), np.random.default_rng(0)
+    with tqdm(total=len(workloads) * options.rounds, unit="round") as bar:
+        for workload in workloads:
+            shape, rng = (workload.batch, options.prompt), np.random.default_rng(0)
             tokens = rng.integers(config.vocab_size, size=shape, dtype=np.int32)
-            step_bytes = costs(config, point, "none", "float32").next_token.bytes
-            rows += measured(runs, tokens, count, options.rounds, step_bytes, bar)
+            step_bytes = costs(config, workload, "none", "float32").next_token.bytes
+            rows += measure(runs, tokens, count, options.rounds, step_bytes, bar)
     modules = ", ".join(
         f"{module.__name__} {module.__version__}" for module in (jax, torch, transformers)
     )
@@ -162,7 +163,7 @@ def compare(options: argparse.Namespace) -> list[Row]:
 
 
 def as_text(rows: list[Row]) -> str:
-    """A line for each row."""
+    """Formats a line for each row."""
     lines = [["", "batch", "tokens/s", "ms/step", "GB/s", "ours/it", "95 %", "equal tokens"]]
     for row in rows:
         name, batch, speed, time_of_step, bandwidth, ratio, low, high, equal = row.values()
@@ -170,23 +171,27 @@ def as_text(rows: list[Row]) -> str:
         lines.append(
             [name, str(batch), *speeds, f"{ratio:.2f}", f"{low:.2f} to {high:.2f}", f"{equal:.1%}"]
         )
-    return aligned(lines, left=1)
+    return format_table(lines, left=1)
 
 
 def main() -> None:
-    arguments = parser(__doc__)
+    """Runs the command."""
+    arguments = cli.parser(__doc__)
     arguments.add_argument("--config", default="configs/llama_30m.py", help="its model is measured")
-    arguments.add_argument("--batch", type=numbers, default="1,8", help="sizes, with commas between")
+    arguments.add_argument(
+        "--batch", type=cli.positive_ints, default="1,8", help="sizes, with commas between"
+    )
     arguments.add_argument("--prompt", type=int, default=140, help="tokens")
     arguments.add_argument("--output_tokens", type=int, default=64)
     arguments.add_argument("--rounds", type=int, default=15)
     arguments.add_argument("--compile", action="store_true", help="transformers with torch.compile, too")
-    arguments.add_argument("--output", type=output_file, help="CSV file for the results")
+    arguments.add_argument("--output", type=cli.output_file, help="CSV file for the results")
     options = arguments.parse_args()
     if min(options.rounds, options.output_tokens - 1, options.prompt - 1) < 1:
         arguments.error("--rounds must be at least 1, --output_tokens and --prompt at least 2")
     jax.config.update("jax_platforms", "cpu")
-    with one_sentence_errors():
+    with cli.exit_on_user_error():
+        cli.set_up_libraries()
         rows = compare(options)
         print(as_text(rows))
         if options.output:

@@ -1,31 +1,32 @@
-"""FLOPs of matrix products, by hand: a formula per family, to check what is counted on programs.
+"""FLOPs of matmuls, by hand: a formula per family, to check what is counted on programs.
 
-A product `[m, k] @ [k, n]` has 2·m·n·k. Attention counts as it is computed, masked or not.
+A matmul `[m, k] @ [k, n]` has 2·m·n·k. Attention counts as it is computed, masked or not.
 
 Shape letters: B batch, T tokens read a row, P cached, W written, N heads, K key/value heads, H head
 dim, D model dim, F feed-forward dim, V vocabulary.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from gist_jax.models.config import LlamaConfig, ModelConfig, T5Config
 
 
 class Shape(NamedTuple):
-    """Of a batch that a program works on."""
+    """The sizes of a batch that a program works on."""
 
     batch: int
     tokens: int  # read, or already read, a row
     cached: int  # slots of the cache before them; of gist tokens, where their cache is made
     caches: int  # rows of the cache: as many as there are in the batch, or 1 for all
-    mode: str  # one of programs.MODES
+    mode: str  # one of workload.MODES
     output: int  # slots for what is written
 
 
-def products(config: ModelConfig, program: str, shape: Shape) -> int:
-    """FLOPs of a program, by the name it has in gist_jax.benchmark.programs."""
-    count = {LlamaConfig: _llama, T5Config: _t5}[type(config)]
-    return count(config, program, shape)
+def analytic_flops(config: ModelConfig, program: str, shape: Shape) -> int:
+    """FLOPs of the matmuls of one of `workload.PROGRAMS`, by its name."""
+    formulas: dict[str, Callable[[Any, str, Shape], int]] = {"llama": _llama, "t5": _t5}
+    return formulas[config.family](config, program, shape)
 
 
 def _head(config: ModelConfig, tokens: int) -> int:
@@ -54,6 +55,8 @@ def _llama(config: LlamaConfig, program: str, shape: Shape) -> int:
             return layers(b * t, p + t) + _head(config, b)
         case "next_token":
             return layers(b, p + t + w) + _head(config, b)
+        case _:
+            raise ValueError(f"unknown program {program!r}")
 
 
 def _t5(config: T5Config, program: str, shape: Shape) -> int:
@@ -65,7 +68,7 @@ def _t5(config: T5Config, program: str, shape: Shape) -> int:
     def encoder(keys: int) -> int:
         return config.num_layers * b * t * (4 * projections + feed_forward + 4 * n * keys * h)
 
-    def crossing(tokens: int) -> int:  # keys and values of cross-attention
+    def cross_kv(tokens: int) -> int:  # keys and values of cross-attention
         return config.num_decoder_layers * tokens * 2 * projections
 
     def decoder(slots: int) -> int:  # one token of every output
@@ -76,9 +79,11 @@ def _t5(config: T5Config, program: str, shape: Shape) -> int:
     computed = b * t + (shape.caches * p if shape.mode == "gist_cache" else 0)
     match program:
         case "make_cache":
-            return encoder(t) + (crossing(b * t) if shape.mode == "prompt_cache" else 0)
+            return encoder(t) + (cross_kv(b * t) if shape.mode == "prompt_cache" else 0)
         case "forward" | "first_token":
             slots = 1 if program == "forward" else w
-            return encoder(p + t) + crossing(computed) + decoder(slots) + _head(config, b)
+            return encoder(p + t) + cross_kv(computed) + decoder(slots) + _head(config, b)
         case "next_token":
             return decoder(w) + _head(config, b)
+        case _:
+            raise ValueError(f"unknown program {program!r}")

@@ -9,25 +9,25 @@ import dataclasses
 import functools
 import math
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
-from gist_jax.benchmark.analytic import Shape, products
-from gist_jax.benchmark.counting import Cost, counted, parameters
-from gist_jax.benchmark.programs import Point
+from gist_jax.benchmark.analytic import Shape, analytic_flops
+from gist_jax.benchmark.counting import Cost, count_program, parameters
+from gist_jax.benchmark.workload import Workload
 from gist_jax.errors import UserError
 from gist_jax.models.config import ModelConfig
 
 BILLION = 10**9
 # Lengths of programs that are counted: so many tokens that are read and cached, and once and twice STEP
-# more. They lie apart because XLA counts in float32.
+# more. They differ by so much because XLA counts in float32.
 TOKENS, CACHED, STEP = 8, 2, 256
 LAYERS = "num_layers", "num_decoder_layers"  # fields of configurations
 
 
 class Costs(NamedTuple):
-    """Of a mode at a point, by the names of gist_jax.benchmark.programs."""
+    """What a mode costs at a workload, by the names of PROGRAMS."""
 
     forward: Cost
     first_token: Cost
@@ -36,69 +36,71 @@ class Costs(NamedTuple):
     cache_bytes: int  # of one prompt
 
 
-def costs(config: ModelConfig, point: Point, mode: str, dtype: str, interpolate: bool = False) -> Costs:
+def costs(
+    config: ModelConfig, workload: Workload, mode: str, dtype: str, interpolate: bool = False
+) -> Costs:
     """Counts all programs of a mode.
 
     Args:
       dtype: of weights and caches, on which their bytes depend.
-      interpolate: between the lengths of a few programs, so that many points take no longer than one.
+      interpolate: between the lengths of a few programs, so that many workloads take no longer than one.
 
     Raises:
-      ValueError: if FLOPs of matrix products disagree.
+      ValueError: if FLOPs of matmuls disagree.
       UserError: if XLA's total is, from a billion parameters up, more than 1 % above them. Attention to
         many thousands of tokens has so many element-wise operations.
     """
-    count = _at_lengths if interpolate else _at_depth
+    counted_at = _at_lengths if interpolate else _at_depth
 
     def cost(program: str, shape: Shape) -> Cost:
-        found = count(config, program, shape, dtype)
+        found = counted_at(config, program, shape, dtype)
         _check(config, program, shape, found)
         return found
 
-    cached = point.cached(mode)
-    caches = point.caches if cached else 0
-    shape = Shape(point.batch, point.read(mode), cached, caches, mode, point.output)
+    cached = workload.cached(mode)
+    caches = workload.caches if cached else 0
+    shape = Shape(workload.batch, workload.new_tokens(mode), cached, caches, mode, workload.output)
     # A forward pass does not depend on the output.
     forward = cost("forward", shape._replace(output=1))
     first, following = cost("first_token", shape), cost("next_token", shape)
     if not cached:
         return Costs(forward, first, following, None, 0)
-    whole = point.instruction + point.gist_tokens
+    whole = workload.instruction + workload.gist_tokens
     kept = cached if mode == "gist_cache" else 0  # of a prompt it is all, which is no further length
     made = cost("make_cache", Shape(caches, whole, kept, 0, mode, 0))
     return Costs(forward, first, following, made, made.results // caches)
 
 
 def _check(config: ModelConfig, program: str, shape: Shape, found: Cost) -> None:
-    by_hand = products(config, program, shape)
-    if found.products != by_hand:
+    by_hand = analytic_flops(config, program, shape)
+    if found.matmul_flops != by_hand:
         raise ValueError(
-            f"{program} has {found.products} FLOPs of matrix products, but {by_hand} by hand: {shape}"
+            f"{program} has {found.matmul_flops} FLOPs of matmuls, but {by_hand} by hand: {shape}"
         )
     size = sum(math.prod(x.shape) for x in jax.tree.leaves(parameters(config, "float32")))
     if not by_hand <= found.flops <= (1.01 if size >= BILLION else math.inf) * by_hand:
         raise UserError(
             f"of {program} XLA counts {found.flops} FLOPs, more than 1 % off the {by_hand} of its "
-            f"matrix products, so they are not reported: {shape}"
+            f"matmuls, so they are not reported: {shape}"
         )
 
 
 def _at_lengths(config: ModelConfig, program: str, shape: Shape, dtype: str) -> Cost:
-    """The polynomial through the counts of six programs, or three, by forward differences."""
+    """Evaluates the polynomial through the counts of six programs, or three, by forward differences."""
     # The gist tokens that a cache is made of are among the tokens that are read.
-    apart = shape.cached > 0 and program != "make_cache"
-    least = TOKENS if apart else max(TOKENS, shape.cached)
+    separate = shape.cached > 0 and program != "make_cache"
+    least = TOKENS if separate else max(TOKENS, shape.cached)
 
     def at(t: int, p: int) -> Cost:
-        cached = CACHED + p * STEP if apart else shape.cached
+        cached = CACHED + p * STEP if separate else shape.cached
         known = shape._replace(tokens=least + t * STEP, cached=cached)
         return _at_depth(config, program, known, dtype)
 
     origin, t = at(0, 0), Fraction(shape.tokens - least, STEP)
     one = at(1, 0).minus(origin)
     two = at(2, 0).minus(at(1, 0)).minus(one)
-    terms = [(origin, 1), (one, t), (two, t * (t - 1) / 2)]
-    if apart:
+    terms: list[tuple[Cost, int | Fraction]] = [(origin, 1), (one, t), (two, t * (t - 1) / 2)]
+    if separate:
         p = Fraction(shape.cached - CACHED, STEP)
         first = at(0, 1).minus(origin)
         second = at(0, 2).minus(at(0, 1)).minus(first)
@@ -110,12 +112,17 @@ def _at_lengths(config: ModelConfig, program: str, shape: Shape, dtype: str) -> 
 
 @functools.cache
 def _at_depth(config: ModelConfig, program: str, shape: Shape, dtype: str) -> Cost:
-    """What two and three layers of each kind tell of all; of a single one a cache needs but a part."""
+    """Extends the costs of two and three layers of each kind to all of them.
+
+    A single layer would not do: of the last one a cache needs only a part.
+    """
     depths = {name: getattr(config, name) for name in LAYERS if hasattr(config, name)}
-    shallow = dataclasses.replace(config, **{name: min(depth, 2) for name, depth in depths.items()})
-    total = least = counted(shallow, program, shape, dtype)
+    two: dict[str, Any] = {name: min(depth, 2) for name, depth in depths.items()}
+    shallow = dataclasses.replace(config, **two)
+    total = least = count_program(shallow, program, shape, dtype)
     for name, depth in depths.items():
         if depth > 2:
-            deeper = counted(dataclasses.replace(shallow, **{name: 3}), program, shape, dtype)
+            three: dict[str, Any] = {name: 3}
+            deeper = count_program(dataclasses.replace(shallow, **three), program, shape, dtype)
             total = total.plus(deeper.minus(least), depth - 2)
     return total

@@ -1,57 +1,55 @@
-"""FLOPs and bytes of one program, from shapes alone.
-
-XLA counts the FLOPs on programs as they are lowered for an accelerator: with layers unrolled, since of a
-loop it counts the body once, and before kernels that it cannot look into, or a CPU's conversions of
-bfloat16, take their place.
-"""
+"""FLOPs and bytes of one program, from shapes alone."""
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gist_jax.benchmark import programs
 from gist_jax.benchmark.analytic import Shape
-from gist_jax.benchmark.matmul import products_in
-from gist_jax.benchmark.traffic import least_traffic
+from gist_jax.benchmark.workload import PROGRAMS
+from gist_jax.cost_model.jaxpr import least_traffic, matmul_flops_of_jaxpr
 from gist_jax.inference.gist_cache import GistCache
-from gist_jax.models import family
+from gist_jax.models import registry
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params, unstacked
 
 
 class Cost(NamedTuple):
-    """Of one execution of a program."""
+    """FLOPs and bytes of one execution of a program."""
 
     flops: int  # counted by XLA
-    products: int  # FLOPs of matrix products
+    matmul_flops: int
     bytes: int  # that must be read and written, see `least_traffic`
     results: int  # bytes of the floating-point arrays it returns
 
     def plus(self, other: "Cost", times: int = 1) -> "Cost":
-        """Both, the other one several times."""
+        """The cost of this program and, several times, another."""
         return Cost(*(a + times * b for a, b in zip(self, other, strict=True)))
 
     def minus(self, other: "Cost") -> "Cost":
-        """What this one has more."""
+        """The cost of this program without another."""
         return self.plus(other, -1)
 
 
-def nbytes(tree) -> int:
-    """Of arrays or ShapeDtypeStructs."""
+def nbytes(tree: Any) -> int:
+    """Bytes of all arrays or ShapeDtypeStructs of a tree."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 @functools.lru_cache
 def parameters(config: ModelConfig, dtype: str) -> Params:
-    """Their shapes, with layers apart."""
-    return jax.eval_shape(lambda: unstacked(family.init(config, jax.random.key(0), jnp.dtype(dtype))))
+    """The parameters of a model as ShapeDtypeStructs, with unrolled layers."""
+    return jax.eval_shape(lambda: unstacked(registry.init(config, jax.random.key(0), jnp.dtype(dtype))))
 
 
-def counted(config: ModelConfig, program: str, shape: Shape, dtype: str) -> Cost:
-    """Of a program, by its name in gist_jax.benchmark.programs.
+def count_program(config: ModelConfig, program: str, shape: Shape, dtype: str) -> Cost:
+    """Counts one of PROGRAMS, from shapes alone.
+
+    XLA counts the FLOPs on programs as they are lowered for an accelerator: with unrolled layers, since
+    of a loop it counts the body once, and before kernels that it cannot look into, or a CPU's
+    conversions of bfloat16, take their place.
 
     Args:
       dtype: of weights and caches.
@@ -59,20 +57,20 @@ def counted(config: ModelConfig, program: str, shape: Shape, dtype: str) -> Cost
     traced = _traced(config, program, shape, dtype)
     traffic = least_traffic(traced.jaxpr)
     if program == "next_token":  # its own cache grows in place
-        cache, _ = traced.out_info
-        traffic -= nbytes(cache)
+        state, _ = traced.out_info
+        traffic -= nbytes(state.cache)
     flops = traced.lower(lowering_platforms=("tpu",)).cost_analysis()["flops"]
     floating = [x for x in jax.tree.leaves(traced.out_info) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return Cost(int(flops), products_in(traced.jaxpr), traffic, nbytes(floating))
+    return Cost(int(flops), matmul_flops_of_jaxpr(traced.jaxpr), traffic, nbytes(floating))
 
 
 @functools.lru_cache(maxsize=16)
 def _traced(config: ModelConfig, program: str, shape: Shape, dtype: str) -> jax.stages.Traced:
-    settings = dict(config=config)
+    settings: dict[str, Any] = dict(config=config)
     params = parameters(config, dtype)
+    arguments: tuple[Any, ...]
     if program == "next_token":
-        prompt, token = _traced(config, "first_token", shape, dtype).out_info
-        arguments = params, *programs.apart(prompt), token, jax.ShapeDtypeStruct((), jnp.int32)
+        arguments = params, *_traced(config, "first_token", shape, dtype).out_info
     else:
         settings |= dict(gist_token=config.vocab_size - 1)
         tokens = jax.ShapeDtypeStruct((shape.batch, shape.tokens), jnp.int32)
@@ -84,7 +82,7 @@ def _traced(config: ModelConfig, program: str, shape: Shape, dtype: str) -> jax.
             arguments = *arguments, _prefix(config, *cached, dtype) if shape.cached else None
     if program == "first_token":
         settings |= dict(condition="gist", max_new=shape.output)
-    return jax.jit(functools.partial(getattr(programs, program), **settings)).trace(*arguments)
+    return jax.jit(functools.partial(PROGRAMS[program], **settings)).trace(*arguments)
 
 
 @functools.cache

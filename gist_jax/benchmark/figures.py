@@ -1,13 +1,21 @@
 """Figures of what gisting saves."""
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    EngFormatter,
+    Formatter,
+    LogLocator,
+    NullLocator,
+    PercentFormatter,
+    StrMethodFormatter,
+)
 
-from gist_jax.benchmark.columns import Row
+from gist_jax.benchmark.rows import Row
 
 COLOURS = {"prompt_cache": "#8fb0e8", "gist_cache": "#1f7a5c"}
 # The two often save the same: the second is drawn thin, over the first.
@@ -21,8 +29,8 @@ def figures(rows: list[Row]) -> dict[str, Figure]:
     """Figures by name: "saving", "break_even" and "memory", each against the instruction's length.
 
     Args:
-      rows: at least one, a row for each point of a grid and each mode. Of what a figure does not show,
-        such as several lengths of the input, it takes the first, and its title says so.
+      rows: at least one, a row for each workload of a grid and each mode. Of what a figure does not
+        show, such as several lengths of the input, it takes the first, and its title says so.
     """
     return {"saving": _saving(rows), "break_even": _break_even(rows), "memory": _memory(rows)}
 
@@ -57,9 +65,9 @@ def _break_even(rows: list[Row]) -> Figure:
 
 def _memory(rows: list[Row]) -> Figure:
     rows, fixed = _at_first(rows, "input", "output", "batch", "gist_tokens")
-    shown = {"cache_bytes": ("cache of one prompt", EngFormatter("B"))}
+    shown: dict[str, tuple[str, Formatter]] = {"cache_bytes": ("cache of one prompt", EngFormatter("B"))}
     if any("prompts" in row for row in rows):
-        shown["prompts"] = ("prompts whose caches fit beside the model", StrMethodFormatter("{x:,.0f}"))
+        shown["prompts"] = ("prompts whose caches fit next to the model", StrMethodFormatter("{x:,.0f}"))
     figure = Figure(figsize=(max(5.0, 4.2 * len(shown)), 3.8), layout="constrained")
     figure.suptitle(f"Memory for caches\n{fixed}", fontsize=11)
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
@@ -107,7 +115,7 @@ def _panel_per_batch(
     return figure, list(zip(panels, of_batches, strict=False))
 
 
-def _lines(panel: Axes, rows: list[Row], column: str, label: str = "", **style) -> None:
+def _lines(panel: Axes, rows: list[Row], column: str, label: str = "", **style: Any) -> None:
     """A line of each cached mode, with its interval if there are columns of one; None leaves a gap."""
     for mode, colour in COLOURS.items():
         line = sorted((row for row in rows if row["mode"] == mode), key=lambda row: row["instruction"])

@@ -1,17 +1,20 @@
-"""Times that can be compared: of compiled and warm programs, taken in turns in a random order."""
+"""Times that can be compared: of compiled and warm programs, interleaved in a random order."""
 
 import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import TypeVar
 
 import jax
 import numpy as np
 
-Runs = Mapping[Hashable, Callable[[], object]]
+Name = TypeVar("Name", bound=Hashable)
 
 
-def interleaved(runs: Runs, rounds: int, tick: Callable[[], object]) -> dict[Hashable, np.ndarray]:
+def interleaved(
+    runs: Mapping[Name, Callable[[], object]], rounds: int, tick: Callable[[], object]
+) -> dict[Name, np.ndarray]:
     """Seconds of every run in every round, float64 `[rounds]`.
 
     Whatever slows a machine down for a while meets all runs alike, so those of one round are a pair.
@@ -34,7 +37,7 @@ def interleaved(runs: Runs, rounds: int, tick: Callable[[], object]) -> dict[Has
 
 
 def quotient(above: np.ndarray, below: np.ndarray) -> tuple[float, float, float]:
-    """Of two medians, with a 95 % interval.
+    """The quotient of two medians, with a 95 % interval.
 
     Args:
       above, below: seconds of the same rounds, `[rounds]`.

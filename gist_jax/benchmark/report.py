@@ -1,20 +1,35 @@
-"""Results of the benchmark: a table in the terminal, and files."""
+"""Results of the benchmark: a table in the terminal, and files, among them a page for people."""
 
+import base64
+import io
+import itertools
 import os
 import platform
 import shlex
 import sys
+from html import escape
 from importlib import metadata
 from pathlib import Path
 
 import jax
+from matplotlib.figure import Figure
 
-from gist_jax.benchmark.columns import POINT, Row, columns
 from gist_jax.benchmark.figures import figures
-from gist_jax.benchmark.page import write_page
-from gist_jax.files import whole_file, write_json
-from gist_jax.table import aligned, write_csv
+from gist_jax.benchmark.rows import WORKLOAD, Form, Row, columns
+from gist_jax.io import atomic_write, format_table, write_csv, write_json
 
+_TITLE = "What gisting saves"
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }
+img { background: white; border-radius: 6px; display: block; margin: 1.5rem 0; max-width: 100%; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
+th, td { padding: .2rem .7rem; text-align: right; vertical-align: bottom; white-space: nowrap; }
+th { white-space: normal; }
+tbody { border-top: 1px solid #8886; }
+small { opacity: .7; }
+"""
 # Columns that fit into a terminal, with short titles.
 _SHOWN = {
     **{name: name for name in ("instruction", "input", "output", "batch")},
@@ -29,7 +44,7 @@ _SHOWN = {
 
 
 def environment(device: str, model: str, dtype: str) -> dict[str, str]:
-    """What figures hold for."""
+    """What the results hold for: device, model, dtype, versions and command."""
     names = "gist_jax", "jax", "jaxlib", "flax"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
     command = shlex.join(["python", "-m", "gist_jax.benchmark", *sys.argv[1:]])
@@ -38,7 +53,7 @@ def environment(device: str, model: str, dtype: str) -> dict[str, str]:
 
 
 def device_name() -> str:
-    """Of the device that programs run on, in words."""
+    """The name of the device that programs run on."""
     device = jax.devices()[0]
     if device.platform != "cpu":
         return device.device_kind
@@ -49,8 +64,8 @@ def device_name() -> str:
 
 
 def as_text(rows: list[Row]) -> str:
-    """A line for each row; lengths that all rows share stand above."""
-    shared = [name for name in POINT if len({row[name] for row in rows}) == 1]
+    """Formats a line for each row; lengths that all rows share stand above."""
+    shared = [name for name in WORKLOAD if len({row[name] for row in rows}) == 1]
     found = columns(rows)
     shown = [name for name in _SHOWN if name in found and name not in shared]
     lines = [[_SHOWN[name] for name in shown]]
@@ -58,15 +73,71 @@ def as_text(rows: list[Row]) -> str:
         values = [(row.get(name), found[name][1]) for name in shown]
         lines.append(["" if value is None else form(value) for value, form in values])
     above = ", ".join(f"{found[name][0]} {rows[0][name]}" for name in shared)
-    return f"{above}\n{aligned(lines, left=shown.index('mode') + 1)}"
+    return f"{above}\n{format_table(lines, left=shown.index('mode') + 1)}"
 
 
 def write(output: Path, rows: list[Row], environment: dict[str, str]) -> None:
-    """Writes a CSV, a JSON with what the figures hold for, figures as PNG, and a page with all of it."""
-    made = figures(rows)
+    """Writes a CSV, a JSON with what the results hold for, plots as PNG, and a page with all of it."""
+    drawn = figures(rows)
     write_csv(output / "results.csv", rows)
     write_json(output / "results.json", {"environment": environment, "rows": rows})
-    for name, figure in made.items():
-        with whole_file(output / f"{name}.png") as beside:
-            figure.savefig(beside, dpi=150)
-    write_page(output / "index.html", rows, made, environment)
+    for name, figure in drawn.items():
+        with atomic_write(output / f"{name}.png") as tmp:
+            figure.savefig(tmp, dpi=150)
+    write_page(output / "index.html", rows, drawn, environment)
+
+
+def write_page(
+    path: Path, rows: list[Row], figures: dict[str, Figure], environment: dict[str, str]
+) -> None:
+    """Writes one HTML page that needs no other file, whole or not at all.
+
+    Args:
+      rows: at least one. Those of one workload stand together.
+      figures: by name.
+      environment: what the numbers hold for, such as versions, the device and the command.
+    """
+    parts = [
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_TITLE}</title>',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{_TITLE}</h1>\n<ul>",
+        *(f"<li>{escape(name)}: <b>{escape(value)}</b></li>" for name, value in environment.items()),
+        "</ul>",
+        *(_image(name, figure) for name, figure in figures.items()),
+        _table(rows),
+        "</body>\n</html>\n",
+    ]
+    with atomic_write(path) as tmp:
+        tmp.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _image(name: str, figure: Figure) -> str:
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=150)
+    data = base64.b64encode(png.getvalue()).decode()
+    return f'<img alt="{escape(name.replace("_", " "))}" src="data:image/png;base64,{data}">'
+
+
+def _table(rows: list[Row]) -> str:
+    """Formats a body for each workload; columns that no row has a value for are left out."""
+    shown = columns(rows)
+    titles = _line("th", [escape(title) for title, _ in shown.values()])
+    lines = [f'<div class="wide">\n<table>\n<thead>{titles}</thead>']
+    for _, of_workload in itertools.groupby(rows, lambda row: [row[name] for name in WORKLOAD]):
+        cells = [[_cell(row, name, form) for name, (_, form) in shown.items()] for row in of_workload]
+        lines += ["<tbody>", *(_line("td", x) for x in cells), "</tbody>"]
+    return "\n".join([*lines, "</table>\n</div>"])
+
+
+def _line(tag: str, cells: list[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in cells)}</tr>"
+
+
+def _cell(row: Row, column: str, form: Form) -> str:
+    if row.get(column) is None:
+        return ""
+    text = escape(form(row[column]))
+    low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
+    if low is None or high is None:
+        return text
+    return f"{text} <small>({escape(form(low))} to {escape(form(high))})</small>"

@@ -1,61 +1,73 @@
 """Examples to fixed-shape training batches, through Grain."""
 
 import dataclasses
-from collections.abc import Sequence
+from typing import Any
 
 import grain
 import numpy as np
 
-from gist_jax.data.prompts import Prompts
-from gist_jax.data.sources import Example
+from gist_jax.data.prompt_template import PromptTemplate
+from gist_jax.data.sources import Example, Examples
 
 Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Continue(grain.transforms.Map):
-    """One example as a sequence in which the output continues the prompt, at most `max_length` long.
+class DecoderOnlyExample(grain.transforms.Map):
+    """Turns an example into one sequence, in which the output continues the prompt.
+
+    {instruction: "Add tea.", input: "cup", output: "cup tea"} ->
+        tokens   <s> Instruction : Add tea . <GIST> Input : cup Output : cup tea
+        targets  Instruction : Add tea . <GIST> Input : cup Output : cup tea </s>
+        weights  0   0           0 0   0   0 0      0     0 0   0      1 1   1
 
     Gives tokens and targets, int32 `[T]`, and weights, float32 `[T]`: 1 where the target belongs to
-    the output, the only place where there is a loss. In an example that is too long the prompt is cut
-    (see `Prompts.prompt_ids`), down to half of the length, and then the output.
+    the output, the only place where there is a loss; T is at most `max_length`. In an example that is
+    too long the prompt is cut (see `PromptTemplate.prompt_ids`), down to half of the length, and then
+    the output.
     """
 
-    prompts: Prompts
+    template: PromptTemplate
     max_length: int
 
     def map(self, example: Example) -> Batch:
         length = self.max_length + 1  # the last id is only a target
-        output = self.prompts.output_ids(example["output"])
+        output = self.template.output_ids(example["output"])
         room = max(length - len(output), length // 2)
-        prompt = self.prompts.prompt_ids(example["instruction"], example["input"], room)
+        prompt = self.template.prompt_ids(example["instruction"], example["input"], room)
         ids = (prompt + output)[:length]
         weights = np.zeros(len(ids), np.float32)
         weights[len(prompt) :] = 1
-        ids = np.asarray(ids, np.int32)
-        return {"tokens": ids[:-1], "targets": ids[1:], "weights": weights[1:]}
+        row = np.asarray(ids, np.int32)
+        return {"tokens": row[:-1], "targets": row[1:], "weights": weights[1:]}
 
 
 @dataclasses.dataclass(frozen=True)
-class Translate(grain.transforms.Map):
-    """One example as two sequences, one for the encoder and one for the decoder.
+class EncoderDecoderExample(grain.transforms.Map):
+    """Turns an example into two sequences, one for the encoder and one for the decoder.
+
+    {instruction: "Add tea.", input: "cup", output: "cup tea"} ->
+        tokens          Instruction : Add tea. ▁ <GIST> Input : cup </s>
+        decoder_tokens  <pad> cup tea
+        targets         cup tea </s>
+        weights         1 1 1
 
     Gives tokens, int32 `[T]`; decoder_tokens and targets, int32 `[S]`, the first being the second
-    moved on by the start token; and weights, float32 `[S]`, all 1. Either is cut where it is too long,
+    shifted by the start token; and weights, float32 `[S]`, all 1. Either is cut where it is too long,
     as the published pipeline does it: an end of sequence comes last in every case.
     """
 
-    prompts: Prompts
+    template: PromptTemplate
     max_length: int
     max_output_length: int
 
     def map(self, example: Example) -> Batch:
-        prompts = self.prompts
-        prompt = prompts.prompt_ids(example["instruction"], example["input"], self.max_length)
-        output = prompts.output_ids(example["output"], self.max_output_length)
+        template = self.template
+        prompt = template.prompt_ids(example["instruction"], example["input"], self.max_length)
+        output = template.output_ids(example["output"], self.max_output_length)
         return {
             "tokens": np.asarray(prompt, np.int32),
-            "decoder_tokens": np.asarray([prompts.decoder_start_token, *output[:-1]], np.int32),
+            "decoder_tokens": np.asarray([template.decoder_start_token, *output[:-1]], np.int32),
             "targets": np.asarray(output, np.int32),
             "weights": np.ones(len(output), np.float32),
         }
@@ -63,7 +75,10 @@ class Translate(grain.transforms.Map):
 
 @dataclasses.dataclass(frozen=True)
 class Pad(grain.transforms.Map):
-    """Pads one example at the end, and says where its tokens are, as packing does."""
+    """Pads an example at the end, and says where its tokens are, as packing does.
+
+    {tokens: [5, 6]} -> {tokens: [5, 6, pad], tokens_segment_ids: [1, 1, 0]} where 3 are wanted.
+    """
 
     lengths: dict[str, int]
     pad_id: int
@@ -96,24 +111,22 @@ class _Rows(grain.MapDataset):
     def __len__(self) -> int:
         return len(self._parent) // self._batch_size * len(self._rows)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> Any:
         batch, row = divmod(index, len(self._rows))
         return self._parent[batch * self._batch_size + int(self._rows[row])]
 
 
-def row_lengths(
-    decoder_start_token: int | None, max_length: int, max_output_length: int
-) -> dict[str, int]:
+def row_lengths(is_encoder_decoder: bool, max_length: int, max_output_length: int) -> dict[str, int]:
     """The length of every field of a row, see `training_batches`."""
-    if decoder_start_token is None:
+    if not is_encoder_decoder:
         return dict.fromkeys(("tokens", "segment", "targets", "weights"), max_length)
     of_output = ("decoder_tokens", "decoder_segment", "targets", "weights")
     return {"tokens": max_length, "segment": max_length, **dict.fromkeys(of_output, max_output_length)}
 
 
 def training_batches(
-    examples: Sequence[Example],
-    prompts: Prompts,
+    examples: Examples,
+    template: PromptTemplate,
     *,
     batch_size: int,
     max_length: int,
@@ -134,31 +147,29 @@ def training_batches(
       rows: which rows of every batch this process needs; all by default. Packed rows depend on all
         examples before them, so each process packs whole batches.
 
-    The iterator's `get_state` and `set_state` make a stream go on exactly where it was, with the same or
-    other rows.
+    The iterator's `get_state` and `set_state` make a stream resume exactly where it was, with the same
+    or other rows.
     """
 
-    # One thread reads ahead. Tokenizing is Python: more threads would only contend for its lock.
-    def ahead(elements: int) -> grain.ReadOptions:
+    # One thread prefetches. Tokenizing is Python: more threads would only contend for its lock.
+    def prefetch(elements: int) -> grain.ReadOptions:
         return grain.ReadOptions(num_threads=1, prefetch_buffer_size=elements)
 
     rows = np.arange(batch_size) if rows is None else rows
-    start = prompts.decoder_start_token
-    if start is None:
-        tokenize = Continue(prompts, max_length)
-    else:
-        tokenize = Translate(prompts, max_length, max_output_length)
-    lengths = row_lengths(start, max_length, max_output_length)
+    tokenize: grain.transforms.Map = DecoderOnlyExample(template, max_length)
+    if template.is_encoder_decoder:
+        tokenize = EncoderDecoderExample(template, max_length, max_output_length)
+    lengths = row_lengths(template.is_encoder_decoder, max_length, max_output_length)
     lengths = {name: n for name, n in lengths.items() if not name.endswith("segment")}
     dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat().map(tokenize)
     if pack:
         packed = grain.experimental.FirstFitPackIterDataset(
-            dataset.to_iter_dataset(ahead(4 * batch_size)),
+            dataset.to_iter_dataset(prefetch(4 * batch_size)),
             length_struct=lengths,
             num_packing_bins=batch_size,
         )
         batches = packed.batch(batch_size, drop_remainder=True).map(_named)
         return iter(batches.map(lambda batch: {name: x[rows] for name, x in batch.items()}))
-    padded = _Rows(dataset.map(Pad(lengths, prompts.tokenizer.pad_id)), batch_size, rows)
+    padded = _Rows(dataset.map(Pad(lengths, template.tokenizer.pad_id)), batch_size, rows)
     padded = padded.batch(len(rows), drop_remainder=True)
-    return iter(padded.map(_named).to_iter_dataset(ahead(2)))
+    return iter(padded.map(_named).to_iter_dataset(prefetch(2)))

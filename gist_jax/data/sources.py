@@ -4,17 +4,26 @@ import csv
 import json
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 from gist_jax.data import instructions
-from gist_jax.errors import UserError
+from gist_jax.errors import UserError, shortened
 
 EMBEDDED = "instructions"
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 Example = dict[str, str]  # instruction, input, output
 
 
-def load_splits(source: str) -> dict[str, Sequence[Example]]:
+class Examples(Protocol):
+    """The examples of a split: a list, or the embedded corpus, which has no slices."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Example: ...
+    def __iter__(self) -> Iterator[Example]: ...
+
+
+def load_splits(source: str) -> dict[str, Examples]:
     """Examples by split: "train" and any number of "validation_…".
 
     Args:
@@ -47,7 +56,7 @@ def load_splits(source: str) -> dict[str, Sequence[Example]]:
     return {split: read_examples(file) for split, file in splits.items()}
 
 
-def first(examples: Sequence[Example], count: int) -> list[Example]:
+def first(examples: Examples, count: int) -> list[Example]:
     """The first `count` examples, or all if there are fewer. The embedded corpus has no slices."""
     return [examples[i] for i in range(min(count, len(examples)))]
 
@@ -62,13 +71,13 @@ def read_examples(path: str | pathlib.Path) -> list[Example]:
     try:
         records = _read_table(path) if path.suffix in (".csv", ".parquet") else _read_json(path)
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"cannot read examples from {path}: {error}") from None
+        raise UserError(f"cannot read examples from {path}: {shortened(error)}") from None
     if not isinstance(records, list) or not records:
         raise UserError(f"{path} must hold a list of records, and at least one")
     return [_checked(record, i, path) for i, record in enumerate(records)]
 
 
-def _checked(record, number: int, path: pathlib.Path) -> Example:
+def _checked(record: Any, number: int, path: pathlib.Path) -> Example:
     """The record with an input; a missing one, or null, is an empty text."""
     problem = None
     if not isinstance(record, dict):
@@ -84,7 +93,7 @@ def _checked(record, number: int, path: pathlib.Path) -> Example:
     return {**record, "input": record.get("input") or ""}
 
 
-def _read_json(path: pathlib.Path):
+def _read_json(path: pathlib.Path) -> Any:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".jsonl":  # other line separators may stand in texts
         return [json.loads(line) for line in text.split("\n") if line.strip()]

@@ -11,14 +11,14 @@ from typing import Protocol
 import sentencepiece
 import tokenizers
 
-from gist_jax.errors import UserError
+from gist_jax.errors import UserError, shortened
 
 GIST = "<GIST>"
 SPACE = "▁"
 # The SentencePiece file of T5 goes with sentinel ids after its pieces, which it does not contain.
 T5_FILE, T5_EXTRA_IDS = "spiece.model", 100
 # Of tokenizers made here, and of a tokenizer.json that names none.
-SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+SPECIAL_TOKENS: dict[str, str | None] = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
 class _Backend(Protocol):
@@ -39,16 +39,16 @@ class _JsonBackend:
         tokenizer.no_truncation()
         tokenizer.no_padding()
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids):
+    def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def serialized(self):
+    def serialized(self) -> bytes:
         return self.tokenizer.to_str().encode()
 
-    def save(self, directory):
+    def save(self, directory: pathlib.Path) -> None:
         self.tokenizer.save(str(directory / "tokenizer.json"))
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special_tokens}
         (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
@@ -62,17 +62,17 @@ class _SentencePieceBackend:
         self.processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         self.gist_id = self.processor.get_piece_size() + (T5_EXTRA_IDS if self.is_t5 else 0)
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         return self.processor.encode(text)
 
-    def decode(self, ids):
+    def decode(self, ids: list[int]) -> str:
         size, unknown = self.processor.get_piece_size(), self.processor.unk_id()
         return self.processor.decode([i for i in ids if i < size and i != unknown])
 
-    def serialized(self):
+    def serialized(self) -> bytes:
         return self.processor.serialized_model_proto()
 
-    def save(self, directory):
+    def save(self, directory: pathlib.Path) -> None:
         target = directory / (T5_FILE if self.is_t5 else "tokenizer.model")
         if target.resolve() != self.path.resolve():
             shutil.copyfile(self.path, target)
@@ -143,8 +143,10 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         raise UserError(f"there is no tokenizer at {path}")
     try:
         return _load_json(path) if path.suffix == ".json" else _load_sentencepiece(path)
-    except (OSError, RuntimeError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot read the tokenizer {path}: {error}") from None
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # of damaged files: texts that are no UTF-8
+        raise UserError(f"cannot read the tokenizer {path}: {shortened(error)}") from None
 
 
 def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
@@ -168,7 +170,7 @@ def _load_json(path: pathlib.Path) -> Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise UserError(f"cannot read the tokenizer {path}: {error}") from None
+        raise UserError(f"cannot read the tokenizer {path}: {shortened(error)}") from None
     return from_tokenizers(tokenizer, _special_tokens(path.parent))
 
 
@@ -179,7 +181,7 @@ def _load_converted(directory: pathlib.Path) -> Tokenizer:
     try:
         converted = transformers.AutoTokenizer.from_pretrained(str(directory))
     except Exception as error:  # of many kinds
-        raise UserError(f"{directory} holds no tokenizer: {error}") from None
+        raise UserError(f"{directory} holds no tokenizer: {shortened(error)}") from None
     named = {name: getattr(converted, name) for name in SPECIAL_TOKENS}
     return from_tokenizers(converted.backend_tokenizer, named)
 
@@ -214,6 +216,7 @@ def from_tokenizers(tokenizer: tokenizers.Tokenizer, special_tokens: dict[str, s
     if eos is None:
         raise UserError("the tokenizer names no end-of-sequence token that is in its vocabulary")
     gist_id = tokenizer.token_to_id(GIST)
+    assert gist_id is not None  # it has just been added
     size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     space = tokenizer.token_to_id(SPACE)
     return Tokenizer(backend, size, gist_id, eos, bos, pad if pad is not None else eos, space)

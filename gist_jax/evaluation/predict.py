@@ -1,23 +1,27 @@
-"""Outputs of a model for the examples of a split, as records and as CSV."""
+"""Outputs of a model for the examples of a split, as records and as CSV, and their metrics."""
 
-import csv
-import pathlib
-from collections.abc import Sequence
-
+import jax
 from tqdm import tqdm
 
-from gist_jax.data.sources import Example
+from gist_jax.data.sources import Examples
 from gist_jax.errors import UserError
-from gist_jax.files import whole_file
+from gist_jax.evaluation.rouge import score
 from gist_jax.inference.language_model import LanguageModel
+from gist_jax.io import Path, read_csv, write_csv
+from gist_jax.models import registry
+from gist_jax.models.stack import Params, unstacked
+from gist_jax.sharding import param_shardings
+from gist_jax.training.config import evaluation_lengths
 from gist_jax.training.distributed import is_first
+from gist_jax.training.loop import Evaluate
+from gist_jax.training.run import Run
 
 FIELDS = ("instruction", "input", "reference", "prediction")
 
 
 def predict(
     model: LanguageModel,
-    examples: Sequence[Example],
+    examples: Examples,
     *,
     batch_size: int,
     max_new_tokens: int,
@@ -27,12 +31,12 @@ def predict(
     """Greedy outputs from the whole prompts, under the mask the model was trained with.
 
     Prompts are batched by length, so that little is padded; records keep the order of the examples.
-    A prompt longer than `max_input_length` is cut, see `Prompts.prompt_ids`.
+    A prompt longer than `max_input_length` is cut, see `PromptTemplate.prompt_ids`.
     """
     prompts = []
     for example in examples:
-        texts = example["instruction"], example["input"]
-        prompts.append(model.prompts.prompt_ids(*texts, max_input_length))
+        fields = example["instruction"], example["input"]
+        prompts.append(model.template.prompt_ids(*fields, max_input_length))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
     with tqdm(
@@ -50,25 +54,55 @@ def predict(
     ]
 
 
-def write_predictions(path: str | pathlib.Path, records: Sequence[dict[str, str]]) -> None:
-    """Writes records as CSV, whole or not at all."""
-    with whole_file(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(records)
-
-
-def read_predictions(path: str | pathlib.Path) -> list[dict[str, str]]:
+def read_predictions(path: Path) -> list[dict[str, str]]:
     """Reads a CSV with at least the columns reference and prediction.
 
     Raises:
-      ValueError: if it cannot be read, is empty or lacks a column.
+      UserError: if it cannot be read, is empty or lacks a column.
     """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            records = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read predictions from {path}: {error}") from None
+    records = read_csv(path)
     if not records or any(r.get("reference") is None or r.get("prediction") is None for r in records):
         raise UserError(f"{path} must have rows with the columns reference and prediction")
     return records
+
+
+def evaluator(run: Run) -> Evaluate:
+    """What the training loop calls to evaluate by generation.
+
+    It generates on the mesh of the run, each device its share of the rows, for every validation split;
+    the first process writes `predictions/STEP-SPLIT.csv` into the workdir. It returns metrics named
+    "split/metric", in every process.
+    """
+    options, splits = run.config.evaluation, run.validation_splits()
+    mesh = run.program.mesh
+    # As in training, but for unrolled layers.
+    shapes = jax.eval_shape(unstacked, run.program.params)
+    shardings = param_shardings(mesh, registry.logical_axes(run.model, stacked=False), shapes)
+
+    def evaluate(params: Params, step: int) -> dict[str, float]:
+        model = LanguageModel.from_params(
+            params,
+            run.model,
+            run.template.tokenizer,
+            num_gist_tokens=run.config.num_gist_tokens,
+            condition=run.config.condition,
+            dtype=run.config.dtype,
+            param_shardings=shardings,
+            mesh=mesh,
+        )
+        metrics: dict[str, float] = {}
+        for split, examples in splits.items():
+            records = predict(
+                model,
+                examples,
+                batch_size=options.batch_size,
+                **evaluation_lengths(options, split),
+                description=split,
+            )
+            if is_first():
+                write_csv(run.workdir / "predictions" / f"{step}-{split}.csv", records)
+            values = score(records)
+            metrics |= {f"{split}/{metric}": value for metric, value in values.items()}
+        return metrics
+
+    return evaluate

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from rouge_score import rouge_scorer
 
 from gist_jax.training.config import METRICS
 
@@ -18,6 +17,8 @@ def score(records: Sequence[dict[str, str]]) -> dict[str, float]:
 
     The settings are those of the published evaluation (arXiv 2304.08467).
     """
+    from rouge_score import rouge_scorer  # takes a second to import
+
     scorer = rouge_scorer.RougeScorer(ROUGE, use_stemmer=True)
     rows = []
     for record in records:

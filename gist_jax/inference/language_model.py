@@ -11,38 +11,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from gist_jax.data.prompts import Prompts
+from gist_jax.data.prompt_template import PromptTemplate
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
 from gist_jax.inference.buckets import bucket, padded_rows
-from gist_jax.inference.compress import compress
-from gist_jax.inference.generate import generate
-from gist_jax.inference.gist_cache import GistCache
+from gist_jax.inference.decode import generate
+from gist_jax.inference.gist_cache import GistCache, Origin
+from gist_jax.inference.prefill import compress
 from gist_jax.inference.sampling import Sampling
 from gist_jax.interop.export import export
-from gist_jax.models.axes import spec, ways
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params, unstacked
+from gist_jax.sharding import named_sharding, num_shards
 
 
-def model_fingerprint(params: Params, config: ModelConfig, tokenizer: Tokenizer) -> str:
-    """A short hash of the shapes, the tokenizer and every parameter.
+def base_fingerprint(params: Params, config: ModelConfig) -> str:
+    """A short hash of every parameter, and of what the model computes with them.
 
     Parameters are rounded to bfloat16 first, so that a model keeps its fingerprint in every dtype.
+    Fields of the configuration that have their default do not count, so that it keeps it when there are
+    new ones.
     """
-
-    fields = dataclasses.asdict(config)
-    shape = {name: fields[name] for name in fields if not name.startswith("initializer")}
-    digest = hashlib.sha256(f"{shape} {tokenizer.fingerprint()}".encode())
+    said = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default and not field.name.startswith("initializer")
+    }
+    digest = hashlib.sha256(f"{config.family} {sorted(said.items())}".encode())
     digest.update(np.asarray(_checksums(jax.tree.leaves(params))).tobytes())
     return digest.hexdigest()[:16]
 
 
 @jax.jit
 def _checksums(leaves: list[jax.Array]) -> jax.Array:
-    def checksum(x):
+    def checksum(x: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16).reshape(-1)
         # Weighted by place: a plain sum would not see values exchanged.
         weights = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1
@@ -58,10 +62,13 @@ def _for_inference(params: Params, dtype: str) -> Params:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """What `gist_jax.load` returns. Make one from training's parameters with `from_params`."""
+    """A model, its parameters and its tokenizer: what `gist_jax.load` returns.
+
+    `from_params` makes one of training's parameters.
+    """
 
     config: ModelConfig
-    params: Params  # layers apart, in the dtype of the computation
+    params: Params  # with unrolled layers, in the dtype of the computation
     tokenizer: Tokenizer
     num_gist_tokens: int
     condition: str  # the attention mask the model was trained with
@@ -77,33 +84,45 @@ class LanguageModel:
         num_gist_tokens: int,
         condition: str = "gist",
         dtype: str = "float32",
-        params_on: Any = None,
+        param_shardings: Any = None,
         mesh: Mesh | None = None,
     ) -> "LanguageModel":
-        """Casts stacked parameters once and takes their layers apart.
+        """Casts stacked parameters once and unrolls their layers.
 
         Args:
-          params_on: where they shall lie; a sharding for every parameter, with layers apart.
+          param_shardings: a sharding for every parameter, with unrolled layers.
           mesh: of the devices that share the rows of a batch.
         """
-        cast = jax.jit(_for_inference, static_argnames="dtype", out_shardings=params_on)
+        cast = jax.jit(_for_inference, static_argnames="dtype", out_shardings=param_shardings)
         params = cast(params, dtype=dtype)
         return cls(config, params, tokenizer, num_gist_tokens, condition, mesh)
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        """Of this very model: gist caches of others are refused."""
-        return model_fingerprint(self.params, self.config, self.tokenizer)
+    def origin(self) -> Origin:
+        """What this model's gist caches say of it; those of others are refused."""
+        return Origin(base_fingerprint(self.params, self.config), self.tokenizer.fingerprint())
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the parameters and the computation."""
+        return self.params["embedding"].dtype.name
+
+    def __repr__(self) -> str:
+        count = sum(x.size for x in jax.tree.leaves(self.params))
+        described = f"{self.config.family}, {count:,} parameters, {self.dtype}"
+        return f"LanguageModel({described}, k = {self.num_gist_tokens}, {self.condition})"
 
     def export(self, directory: str | pathlib.Path, dtype: str = "float32") -> None:
         """Writes a directory in Hugging Face format, see `gist_jax.interop.export`."""
-        settings = dict(num_gist_tokens=self.num_gist_tokens, condition=self.condition, dtype=dtype)
+        settings: dict[str, Any] = dict(
+            num_gist_tokens=self.num_gist_tokens, condition=self.condition, dtype=dtype
+        )
         export(directory, self.params, self.config, self.tokenizer, **settings)
 
     @property
-    def prompts(self) -> Prompts:
+    def template(self) -> PromptTemplate:
         """How this model's prompts are written."""
-        return Prompts(self.tokenizer, self.num_gist_tokens, self.config.decoder_start_token)
+        return PromptTemplate.of_model(self.config, self.tokenizer, self.num_gist_tokens)
 
     def compress(self, instructions: Sequence[str]) -> GistCache:
         """Compresses instructions of any lengths in one batch.
@@ -117,10 +136,11 @@ class LanguageModel:
             raise UserError(
                 f"this model was trained as {self.condition}, so its gist tokens hold no instruction"
             )
-        rows = [self._instruction_ids(text) for text in _texts("instruction", instructions)]
+        texts = _texts("instruction", instructions)
+        rows = [self._instruction_ids(text) for text in texts]
         self._check_positions(max(map(len, rows)))
         tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
-        memory, layout, offset = compress(
+        gists = compress(
             self.params,
             tokens,
             segment,
@@ -128,7 +148,8 @@ class LanguageModel:
             gist_token=self.tokenizer.gist_id,
             num_kept=self.num_gist_tokens,
         )
-        return GistCache(memory, layout, offset, self.fingerprint)[: len(rows)]
+        described = dataclasses.replace(gists[: len(rows)], origin=self.origin)
+        return dataclasses.replace(described, instructions=tuple(texts))
 
     def generate(
         self,
@@ -160,11 +181,11 @@ class LanguageModel:
         """
         if (gists is None) == (instructions is None):
             raise UserError("give either gists or instructions")
-        rows = [self.prompts.input_ids(text) for text in _texts("input", inputs)]
-        if gists is None:
+        rows = [self.template.input_ids(text) for text in _texts("input", inputs)]
+        if instructions is not None:
             heads = _one_each("instruction", _texts("instruction", instructions), len(rows))
             rows = [self._instruction_ids(head) + row for head, row in zip(heads, rows, strict=True)]
-        else:
+        elif gists is not None:
             self._check_cache(gists, len(rows))
         sampling = _sampling(temperature, top_k, top_p)
         ids = self.generate_ids(rows, gists, max_new_tokens, sampling, seed)
@@ -187,12 +208,15 @@ class LanguageModel:
             raise UserError(f"max_new_tokens must be at least 1, but is {max_new_tokens}")
         before = np.zeros(1, int) if gists is None else np.asarray(gists.offset)
         self._check_positions(int(np.max(before + [len(row) for row in rows])) + max_new_tokens)
+        tokens: np.ndarray | jax.Array
+        segment: np.ndarray | jax.Array
         tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
         if self.mesh is not None:
-            tokens, segment = self._on_mesh(tokens), self._on_mesh(segment)
-        if gists is not None and len(gists) > 1 and len(gists) != len(tokens):
-            # Rows of padding need a cache too: any will do.
-            gists = gists[np.arange(len(tokens)) % len(gists)]
+            tokens, segment = _on_mesh(self.mesh, tokens), _on_mesh(self.mesh, segment)
+        if gists is not None:
+            gists = gists.bare(self.dtype)
+            if 1 < len(gists) != len(tokens):  # rows of padding need a cache too: any will do
+                gists = gists[np.arange(len(tokens)) % len(gists)]
         output = generate(
             self.params,
             tokens,
@@ -211,14 +235,9 @@ class LanguageModel:
             output = multihost_utils.process_allgather(output, tiled=True)
         return np.asarray(output)[: len(rows), :max_new_tokens]
 
-    def _on_mesh(self, x: np.ndarray) -> jax.Array:
-        """Rows split over the mesh, after rows of zeros that make them divide evenly."""
-        x = np.pad(x, ((0, -len(x) % ways(self.mesh, "batch")), (0, 0)))
-        return jax.device_put(x, NamedSharding(self.mesh, spec(self.mesh, ("batch", "length"), x.shape)))
-
     def _instruction_ids(self, text: str) -> list[int]:
         self._check_gist_token()
-        return self.prompts.instruction_ids(text)
+        return self.template.instruction_ids(text)
 
     def _check_gist_token(self) -> None:
         if self.tokenizer.gist_id >= self.config.vocab_size or self.num_gist_tokens < 1:
@@ -234,12 +253,39 @@ class LanguageModel:
             )
 
     def _check_cache(self, gists: GistCache, num_inputs: int) -> None:
-        if gists.fingerprint != self.fingerprint:
+        # The adapter that made it need not be there.
+        made = gists.origin
+        if made is None or (made.base, made.tokenizer) != (self.origin.base, self.origin.tokenizer):
             raise UserError("the gist cache was made by another model or tokenizer")
+        if problem := self._misfit(gists):
+            raise UserError(f"the gist cache does not fit the model: {problem}")
         if len(gists) not in (1, num_inputs):
             raise UserError(
                 f"there are {len(gists)} gist caches for {num_inputs} inputs: give one, or one for each"
             )
+
+    def _misfit(self, gists: GistCache) -> str | None:
+        """Describes how a cache differs from those that this model makes; None if it does not."""
+        config, cache, states = self.config, gists.memory.cache, gists.memory.states
+        if len(cache.keys) != config.num_layers:
+            return f"it has {len(cache.keys)} layers, not {config.num_layers}"
+        heads, _, size = cache.keys[0].shape[1:]
+        if (heads, size) != (config.num_kv_heads, config.head_dim):
+            return (
+                f"it has {heads} heads of {size} dimensions, not {config.num_kv_heads} of "
+                f"{config.head_dim}"
+            )
+        if (states is not None) != config.is_encoder_decoder:
+            return f"it has {'no' if states is None else 'an'} encoder's states"
+        if states is not None and states.shape[2] != config.hidden_size:
+            return f"its states have {states.shape[2]} dimensions, not {config.hidden_size}"
+        return None
+
+
+def _on_mesh(mesh: Mesh, x: np.ndarray) -> jax.Array:
+    """Rows split over the mesh, after rows of zeros that make them divide evenly."""
+    x = np.pad(x, ((0, -len(x) % num_shards(mesh, "batch")), (0, 0)))
+    return jax.device_put(x, named_sharding(mesh, ("batch", "length"), x.shape))
 
 
 def _texts(kind: str, texts: Sequence[str]) -> list[str]:

@@ -1,24 +1,26 @@
-"""Choosing the next token from its scores."""
+"""Choosing the next token from its logits."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Sampling(NamedTuple):
     """How to sample. Arrays, so that changing a value compiles nothing anew."""
 
-    temperature: jax.Array  # float32 scalar, above 0
-    top_k: jax.Array  # int32 scalar: keep the k likeliest tokens; 0 keeps all
-    top_p: jax.Array  # float32 scalar: keep the likeliest tokens that make up this probability
+    temperature: jax.Array | np.float32  # float32 scalar, above 0
+    top_k: jax.Array | np.int32  # int32 scalar: keep the k likeliest tokens; 0 keeps all
+    # float32 scalar: keep the likeliest tokens that make up this probability.
+    top_p: jax.Array | np.float32
 
 
-def sample(scores: jax.Array, keys: jax.Array, how: Sampling | None) -> jax.Array:
+def sample(logits: jax.Array, keys: jax.Array, how: Sampling | None) -> jax.Array:
     """Draws a token for each row.
 
     Args:
-      scores: float32 `[B, V]`.
+      logits: float32 `[B, V]`.
       keys: random keys `[B]`, one a row, so that a row does not depend on the batch it stands in.
       how: None takes the likeliest token.
 
@@ -26,11 +28,11 @@ def sample(scores: jax.Array, keys: jax.Array, how: Sampling | None) -> jax.Arra
       int32 `[B]`.
     """
     if how is None:
-        return jnp.argmax(scores, axis=-1).astype(jnp.int32)
-    vocab_size = scores.shape[-1]
-    scores = scores / how.temperature
-    order = jnp.argsort(-scores, axis=-1)
-    ranked = jnp.take_along_axis(scores, order, axis=-1)
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    vocab_size = logits.shape[-1]
+    logits = logits / how.temperature
+    order = jnp.argsort(-logits, axis=-1)
+    ranked = jnp.take_along_axis(logits, order, axis=-1)
     top_k = jnp.where(how.top_k > 0, how.top_k, vocab_size)
     ranked = jnp.where(jnp.arange(vocab_size) < top_k, ranked, -jnp.inf)
     probability = jax.nn.softmax(ranked, axis=-1)

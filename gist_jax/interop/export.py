@@ -2,23 +2,25 @@
 
 import math
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
-from gist_jax.files import whole_directory, write_json
-from gist_jax.interop.huggingface import format_of
+from gist_jax.interop.huggingface import FORMAT, FORMATS
 from gist_jax.interop.weights import Weight, weights
+from gist_jax.io import atomic_directory, write_json
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
 
-DTYPES = ("float32", "bfloat16", "float16")
+EXPORT_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def export(
@@ -36,66 +38,67 @@ def export(
 
     Args:
       directory: appears whole or not at all.
-      params: with layers stacked or apart; fetched from their devices one tensor at a time.
-      dtype: one of DTYPES.
+      params: with stacked or unrolled layers, fetched from their devices one tensor at a time.
+      dtype: one of EXPORT_DTYPES.
       shard_bytes: of a file, at most; a single larger tensor has one of its own.
 
     Raises:
       UserError: if the directory exists, or the dtype is none of these.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    with whole_directory(directory) as beside:
-        form = format_of(config)
+    if dtype not in EXPORT_DTYPES:
+        raise UserError(f"dtype must be one of {', '.join(EXPORT_DTYPES)}, not {dtype!r}")
+    with atomic_directory(directory) as tmp:
+        form = FORMATS[config.family]
         special = _special_ids(config, tokenizer)
         fields = {**form.write_config(config), **special, "torch_dtype": dtype}
         if num_gist_tokens > 0:  # else the model was never trained with a gist token
             fields["gist"] = {
+                "format": FORMAT,
                 "num_gist_tokens": num_gist_tokens,
                 "gist_token_id": tokenizer.gist_id,
                 "condition": condition,
             }
-        write_json(beside / "config.json", fields)
-        write_json(beside / "generation_config.json", special)
-        tokenizer.save(beside)
+        write_json(tmp / "config.json", fields)
+        write_json(tmp / "generation_config.json", special)
+        tokenizer.save(tmp)
+        planned = {w.name: w for w in weights(config, form.weights(config))}
+        itemsize = jnp.dtype(dtype).itemsize
         write_tensors(
-            beside,
-            ((w.name, w.stored_shape, w) for w in weights(config, form.weights(config))),
-            lambda weight: _stored(params, weight, dtype),
-            np.dtype(jnp.dtype(dtype)).itemsize,
+            tmp,
+            {name: math.prod(w.stored_shape) * itemsize for name, w in planned.items()},
+            lambda name: _stored(params, planned[name], dtype),
             shard_bytes,
         )
 
 
-def write_tensors(directory: pathlib.Path, planned, value_of, itemsize: int, shard_bytes: int) -> None:
+def write_tensors(
+    directory: pathlib.Path,
+    sizes: Mapping[str, int],
+    value_of: Callable[[str], np.ndarray],
+    shard_bytes: int,
+) -> None:
     """Writes tensors as safetensors, in several files with an index if one would be too large.
 
     Args:
-      planned: for each tensor its name, its shape and what `value_of` makes its array of.
-      itemsize: bytes of a number.
+      sizes: bytes of every tensor, by name.
+      value_of: the tensor of a name; called once for each, file by file.
+      shard_bytes: of a file, at most.
     """
-    shards, size = [[]], 0
-    for name, shape, source in planned:
-        nbytes = math.prod(shape) * itemsize
-        if shards[-1] and size + nbytes > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append((name, source))
-        size += nbytes
-    total, weight_map = 0, {}
-    with tqdm(total=sum(map(len, shards)), desc="writing weights", unit="tensor", leave=False) as bar:
-        for i, shard in enumerate(shards, 1):
-            many = f"model-{i:05}-of-{len(shards):05}.safetensors"
-            file = "model.safetensors" if len(shards) == 1 else many
+    split = split_state_dict_into_shards_factory(
+        dict(sizes),
+        get_storage_size=lambda size: size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    with tqdm(total=len(sizes), desc="writing weights", unit="tensor", leave=False) as bar:
+        for file, names in split.filename_to_tensors.items():
             tensors = {}
-            for name, source in shard:
-                tensors[name] = np.ascontiguousarray(value_of(source))
-                weight_map[name] = file
+            for name in names:
+                tensors[name] = np.ascontiguousarray(value_of(name))
                 bar.update(1)
-            total += sum(tensor.nbytes for tensor in tensors.values())
             save_file(tensors, directory / file, metadata={"format": "pt"})
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(directory / "model.safetensors.index.json", index)
 
 
@@ -116,6 +119,6 @@ def _special_ids(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, int | N
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
     }
-    if config.decoder_start_token is not None:
+    if config.is_encoder_decoder:
         ids["decoder_start_token_id"] = config.decoder_start_token
     return ids

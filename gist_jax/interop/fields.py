@@ -18,21 +18,21 @@ HARMLESS = frozenset(_HARMLESS.split())
 
 
 def check_fields(
-    fields: Mapping[str, Any], read: Collection[str], plain: Mapping[str, Collection[Any]]
+    fields: Mapping[str, Any], read: Collection[str], supported: Mapping[str, Collection[Any]]
 ) -> None:
     """Refuses fields that ask for what is not computed here.
 
     Args:
       fields: of a config.json.
       read: names of those that are read.
-      plain: the values of others that ask for nothing more than what is computed.
+      supported: the values of others that ask for nothing more than what is computed.
 
     Raises:
       UserError: naming a field. One of an unknown name may ask for nothing: be null, false or empty.
     """
     for name, value in fields.items():
-        if name in plain:
-            if value not in plain[name]:
+        if name in supported:
+            if value not in supported[name]:
                 raise UserError(f"config field {name} = {value!r} is not supported")
         elif name not in read and name not in HARMLESS and value:
             raise UserError(f"config field {name} = {value!r} is not known, so it is not supported")

@@ -1,34 +1,34 @@
-"""Checkpoints in Hugging Face format: found, checked, and streamed into arrays where they shall lie."""
+"""Checkpoints in Hugging Face format: found, checked, and streamed to the devices."""
 
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from types import ModuleType
 from typing import Any
 
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from huggingface_hub import HfApi, snapshot_download
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from gist_jax.data.tokenization import Tokenizer
-from gist_jax.errors import UserError
-from gist_jax.files import read_json
+from gist_jax.errors import UserError, shortened
+from gist_jax.gist import CONDITIONS
 from gist_jax.interop import llama, t5
 from gist_jax.interop.tensor_files import Index, TensorFiles
 from gist_jax.interop.weights import Weight, check, shapes, weights
+from gist_jax.io import read_json
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
 
-# model_type in config.json -> how its fields and tensors are named.
-FORMATS = {"llama": llama, "mistral": llama, "qwen2": llama, "qwen3": llama, "t5": t5}
-
-
-def format_of(config: ModelConfig):
-    """The module of FORMATS for a model."""
-    return FORMATS[getattr(config, "kind", "t5")]
+FORMAT = 1  # of what an export's config.json says of gisting; those before are read too
+# Family -> how the fields of its config.json and its tensors are named.
+FORMATS = {"llama": llama, "t5": t5}
 
 
 def find(name: str | pathlib.Path) -> pathlib.Path:
@@ -44,32 +44,35 @@ def find(name: str | pathlib.Path) -> pathlib.Path:
     if hub_id.count("/") > 1 or hub_id.startswith((".", "/")):
         raise UserError(problem)
     try:
-        files = huggingface_hub.HfApi().list_repo_files(hub_id)
+        # One request, which fails at once where there is no network; others are tried several times.
+        files = [file.rfilename for file in HfApi().model_info(hub_id, timeout=10).siblings or ()]
         weights = "*.safetensors" if any(f.endswith(".safetensors") for f in files) else "*.bin"
         patterns = ["*.json", "*.model", weights]
-        return pathlib.Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
+        return pathlib.Path(snapshot_download(hub_id, allow_patterns=patterns))
     except Exception as error:  # many kinds, of the hub's library and of the network below it
-        try:  # what was fetched before serves without a network
-            return pathlib.Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
-        except Exception:
-            reason = str(error).strip().split("\n")[0]
+        reason = shortened(str(error).strip().split("\n")[0])
+    try:  # what was fetched before serves without a network
+        return pathlib.Path(snapshot_download(hub_id, local_files_only=True))
+    except Exception:
         raise UserError(f"{problem}, and the Hugging Face hub gave no such model: {reason}") from None
 
 
-def _format_named(kind: Any):
-    """The module of FORMATS for a model_type."""
-    if kind not in FORMATS:
-        raise UserError(f"model_type {kind!r} is not supported, only {', '.join(FORMATS)}")
-    return FORMATS[kind]
+def _format_of(model_type: Any) -> ModuleType:
+    """The module of FORMATS for the model_type of a config.json."""
+    for module in FORMATS.values():
+        if model_type in module.MODEL_TYPES:
+            return module
+    known = ", ".join(name for module in FORMATS.values() for name in module.MODEL_TYPES)
+    raise UserError(f"model_type {model_type!r} is not supported, only {known}")
 
 
-def read_config(fields: Mapping[str, Any], names) -> ModelConfig:
-    """The configuration in the fields of a config.json, beside tensors of given names.
+def read_config(fields: Mapping[str, Any], names: Container[str]) -> ModelConfig:
+    """The configuration in the fields of a config.json that comes with tensors of given names.
 
     Raises:
       UserError: naming an architecture or a field that is not computed here.
     """
-    form = _format_named(fields.get("model_type"))
+    form = _format_of(fields.get("model_type"))
     try:
         return form.read_config(fields, names)
     except KeyError as error:
@@ -77,7 +80,7 @@ def read_config(fields: Mapping[str, Any], names) -> ModelConfig:
     except UserError:
         raise
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"config.json describes no model: {error}") from None
+        raise UserError(f"config.json describes no model: {shortened(error)}") from None
 
 
 class Checkpoint:
@@ -94,11 +97,11 @@ class Checkpoint:
         self.fields = read_json(directory / "config.json")
         if self.fields.get("quantization_config"):
             raise UserError(f"{directory} is a quantized checkpoint, which is not supported")
-        form = _format_named(self.fields.get("model_type"))
+        form = _format_of(self.fields.get("model_type"))
         self.tensors = TensorFiles(directory)
         self.config = read_config(self.fields, self.tensors)
         self.weights = list(weights(self.config, form.weights(self.config)))
-        check(self.tensors, self.weights, lambda name: form.is_left_out(name, self.config))
+        check(self.tensors, self.weights, lambda name: form.is_ignored(name, self.config))
 
     def has_gist_token(self, tokenizer_size: int) -> bool:
         """Whether the model was trained with the gist token of a tokenizer of that many entries.
@@ -108,19 +111,39 @@ class Checkpoint:
         """
         return "gist" in self.fields or self.config.vocab_size == tokenizer_size
 
+    def gist_settings(self, tokenizer: Tokenizer) -> tuple[str, int]:
+        """The condition the model was trained under, and its number of gist tokens.
+
+        What the config does not say is as in the published gist checkpoints, or, of a model that was
+        never trained with a gist token, "pos_control" and 0.
+        """
+        trained = self.has_gist_token(tokenizer.vocab_size)
+        condition, num_gist_tokens = ("gist", 1) if trained else ("pos_control", 0)
+        said = self.fields.get("gist") or {}
+        if not isinstance(said, dict) or said.get("format", 1) not in range(1, FORMAT + 1):
+            raise UserError(
+                f"the field gist of config.json is {shortened(said)}, which this version of gist_jax "
+                f"cannot read: it knows formats 1 to {FORMAT}"
+            )
+        condition = said.get("condition", condition)
+        num_gist_tokens = said.get("num_gist_tokens", num_gist_tokens)
+        if condition not in CONDITIONS or type(num_gist_tokens) is not int or num_gist_tokens < 0:
+            raise UserError(f"the field gist of config.json makes no sense: {shortened(said)}")
+        return condition, num_gist_tokens
+
     def config_for(self, tokenizer: Tokenizer) -> ModelConfig:
         """The model's shape with room for the gist token of a tokenizer."""
         rows = max(self.config.vocab_size, tokenizer.vocab_size)
         return dataclasses.replace(self.config, vocab_size=rows)
 
-    def load_for(self, tokenizer: Tokenizer, dtype, shardings: Any = None) -> Params:
+    def load_for(self, tokenizer: Tokenizer, dtype: DTypeLike, shardings: Any = None) -> Params:
         """The parameters of `config_for`, see `load`; a gist token that was not trained is a mean."""
         params = self.load(dtype, shardings, self.config_for(tokenizer).vocab_size)
         if self.has_gist_token(tokenizer.vocab_size):
             return params
         return with_gist_token(params, gist_id=tokenizer.gist_id, stored=self.config.vocab_size)
 
-    def load(self, dtype, shardings: Any = None, vocab_size: int | None = None) -> Params:
+    def load(self, dtype: DTypeLike, shardings: Any = None, vocab_size: int | None = None) -> Params:
         """Streams the parameters, with stacked layers, to where they shall lie.
 
         Besides the arrays themselves the host holds no more than a part of one tensor, and reads
@@ -136,10 +159,7 @@ class Checkpoint:
         )
         on = dict.fromkeys(wanted, SingleDeviceSharding(jax.local_devices()[0]))
         if shardings is not None:
-            on = {
-                "/".join(str(k.key) for k in path): sharding
-                for path, sharding in jax.tree.leaves_with_path(shardings)
-            }
+            on = flatten_dict(shardings, sep="/")
         arrays: dict[str, jax.Array] = {}
         for weight in tqdm(self.weights, desc="reading weights", unit="tensor", leave=False):
             path, shape = weight.path, wanted[weight.path]
@@ -150,12 +170,15 @@ class Checkpoint:
                 arrays[path] = _zeros(shape, dtype, on[path])
             layer = self._array(weight, shape[1:], dtype, _of_layer(on[path]))
             arrays[path] = _put(arrays[path], layer, weight.layer)
-        return _nested(arrays)
+        return unflatten_dict(arrays, sep="/")
 
-    def _array(self, weight: Weight, shape: tuple[int, ...], dtype, sharding: Sharding) -> jax.Array:
+    def _array(
+        self, weight: Weight, shape: tuple[int, ...], dtype: DTypeLike, sharding: Sharding
+    ) -> jax.Array:
         parts: dict[tuple, np.ndarray] = {}  # devices with equal shares read once
 
-        def part(index: Index) -> np.ndarray:
+        def part(index: Index | None) -> np.ndarray:
+            assert index is not None  # every device has a part
             key = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
             if key not in parts:
                 cut = [slice(min(a, n), min(b, n)) for (a, b), n in zip(key, weight.shape, strict=True)]
@@ -168,11 +191,11 @@ class Checkpoint:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put(stacked: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
+def _put(stacked: jax.Array, layer: jax.Array, index: int | jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, layer, index, 0)
 
 
-def _zeros(shape: tuple[int, ...], dtype, sharding: Sharding) -> jax.Array:
+def _zeros(shape: tuple[int, ...], dtype: DTypeLike, sharding: Sharding) -> jax.Array:
     return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
 
 
@@ -181,18 +204,6 @@ def _of_layer(sharding: Sharding) -> Sharding:
     if isinstance(sharding, NamedSharding):
         return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
     return sharding
-
-
-def _nested(arrays: dict[str, jax.Array]) -> Params:
-    """{"a/b": x} -> {"a": {"b": x}}"""
-    params: Params = {}
-    for path, value in arrays.items():
-        *parents, leaf = path.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return params
 
 
 @functools.partial(jax.jit, static_argnames=("gist_id", "stored"), donate_argnames="params")

@@ -7,12 +7,14 @@ from gist_jax.errors import UserError
 from gist_jax.interop.fields import check_fields
 from gist_jax.models.config import LlamaConfig
 
+# model_type -> class in transformers.
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
+MODEL_TYPES = tuple(ARCHITECTURES)
 # What transformers takes for a field that is not there, where it is not what LLaMA has.
 DEFAULTS = {
     "llama": {"max_position_embeddings": 2048},
@@ -39,7 +41,7 @@ _READ = """
     sliding_window tie_word_embeddings use_sliding_window vocab_size
 """
 READ = frozenset(_READ.split())
-PLAIN = {
+SUPPORTED_VALUES = {
     "hidden_act": ("silu",),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
@@ -54,8 +56,8 @@ ROPE_FIELDS = {
     "linear": {"factor": "rope_factor"},
     "llama3": {
         "factor": "rope_factor",
-        "low_freq_factor": "rope_low_turns",
-        "high_freq_factor": "rope_high_turns",
+        "low_freq_factor": "rope_low_freq_factor",
+        "high_freq_factor": "rope_high_freq_factor",
         "original_max_position_embeddings": "rope_original_positions",
     },
 }
@@ -86,7 +88,7 @@ def weights(config: LlamaConfig) -> Mapping[str, str]:
     return _WEIGHTS
 
 
-def is_left_out(name: str, config: LlamaConfig) -> bool:
+def is_ignored(name: str, config: LlamaConfig) -> bool:
     """Whether a tensor is nothing to read: a constant, or a copy of the embedding."""
     return name.endswith("rotary_emb.inv_freq") or (config.tie_embeddings and name == "lm_head.weight")
 
@@ -101,7 +103,7 @@ def read_config(fields: Mapping[str, Any], names: Collection[str]) -> LlamaConfi
       ValueError: naming a field that is not computed here.
       KeyError: for a field that is missing.
     """
-    check_fields(fields, READ, PLAIN)
+    check_fields(fields, READ, SUPPORTED_VALUES)
     kind = fields["model_type"]
     fields = {**DEFAULTS[kind], **fields}
     layers = set(fields.get("layer_types") or ())

@@ -7,6 +7,7 @@ from gist_jax.errors import UserError
 from gist_jax.interop.fields import check_fields
 from gist_jax.models.config import T5Config
 
+MODEL_TYPES = ("t5",)
 _READ = """
     d_ff d_kv d_model decoder_start_token_id dropout_rate feed_forward_proj layer_norm_epsilon
     num_decoder_layers num_heads num_layers relative_attention_max_distance
@@ -14,7 +15,7 @@ _READ = """
 """
 READ = frozenset(_READ.split())
 # Besides what feed_forward_proj says already.
-PLAIN = {
+SUPPORTED_VALUES = {
     "is_encoder_decoder": (True,),
     "is_decoder": (False,),
     "dense_act_fn": ("relu", "gelu_new"),
@@ -23,7 +24,7 @@ PLAIN = {
 
 HEAD = "lm_head.weight"
 # Copies of the embedding, and a table that no model uses but old checkpoints hold.
-LEFT_OUT = (
+IGNORED = (
     "encoder.embed_tokens.weight",
     "decoder.embed_tokens.weight",
     "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
@@ -32,17 +33,17 @@ FEED_FORWARD = {"relu": False, "gated-gelu": True}
 
 
 def read_config(fields: Mapping[str, Any], names: Collection[str]) -> T5Config:
-    """Our configuration from the fields of a config.json and the names of the tensors beside it.
+    """Our configuration from the fields of a config.json and the names of its tensors.
 
     transformers 4 wrote `tie_word_embeddings`, and scaled outputs where the embeddings are tied;
-    transformers 5 always writes it as true, `scale_decoder_outputs` apart, and a head where one is not
-    tied.
+    transformers 5 always writes it as true, `scale_decoder_outputs` by itself, and a head where one is
+    not tied.
 
     Raises:
       ValueError: naming a field that is not computed here.
       KeyError: for a field that is missing.
     """
-    check_fields(fields, READ, PLAIN)
+    check_fields(fields, READ, SUPPORTED_VALUES)
     form = fields.get("feed_forward_proj", "relu")
     if form not in FEED_FORWARD:
         raise UserError(f"config field feed_forward_proj = {form!r} is not supported")
@@ -121,6 +122,6 @@ def weights(config: T5Config) -> Mapping[str, str]:
     return table
 
 
-def is_left_out(name: str, config: T5Config) -> bool:
+def is_ignored(name: str, config: T5Config) -> bool:
     """Whether a tensor is nothing to read."""
-    return name in LEFT_OUT or (config.tie_embeddings and name == HEAD)
+    return name in IGNORED or (config.tie_embeddings and name == HEAD)

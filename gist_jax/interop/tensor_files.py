@@ -5,14 +5,15 @@ import importlib.util
 import math
 import pathlib
 import pickle
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from gist_jax.errors import UserError
-from gist_jax.files import read_json
+from gist_jax.errors import UserError, shortened
+from gist_jax.io import read_json
 
 Index = tuple[slice, ...]
 # A file is opened anew for each piece of at most so many bytes: pages of a mapped file that were read
@@ -63,10 +64,10 @@ class TensorFiles:
             return
         raise UserError(f"{directory} has neither model.safetensors nor pytorch_model.bin, nor an index")
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._tensors
 
     def __getitem__(self, name: str) -> Stored:
@@ -126,7 +127,7 @@ def _safetensors(path: pathlib.Path) -> dict[str, Stored]:
                     raise UserError(f"tensor {name} of {path} is of type {dtype}, not floating-point")
                 found[name] = Stored(path, tuple(part.get_shape()), np.dtype(_DTYPES[dtype]))
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+        raise UserError(f"cannot read {path}: {shortened(error)}") from None
     return found
 
 
@@ -135,7 +136,7 @@ def _read_safetensors(path: pathlib.Path, name: str, index: Index) -> np.ndarray
         with safe_open(path, framework="numpy") as file:
             return file.get_slice(name)[index]
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+        raise UserError(f"cannot read {path}: {shortened(error)}") from None
 
 
 def _bin(path: pathlib.Path) -> dict[str, Stored]:

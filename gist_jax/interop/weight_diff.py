@@ -5,18 +5,19 @@ have fewer rows of vocabulary, which count as zeros. Sums of floats are rounded,
 need not hold exactly: where it does not, our diffs have the tuned values in a file of their own.
 """
 
+import math
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from gist_jax.errors import UserError
-from gist_jax.files import read_json, whole_directory
 from gist_jax.interop.export import write_tensors
 from gist_jax.interop.tensor_files import TensorFiles
+from gist_jax.io import atomic_directory, read_json
 
 EXACT = "exact_values.safetensors"
 # Sum of all weights of the published models, which were given out as diffs against LLaMA-7B.
@@ -38,7 +39,7 @@ def make_diff(tuned: pathlib.Path, base: pathlib.Path, output: pathlib.Path) -> 
     """
     changed, known = TensorFiles(tuned), TensorFiles(base)
     names = _common(changed, known)
-    with whole_directory(output) as beside:
+    with atomic_directory(output) as tmp:
         exact: dict[str, np.ndarray] = {}
 
         def difference(name: str) -> np.ndarray:
@@ -50,10 +51,10 @@ def make_diff(tuned: pathlib.Path, base: pathlib.Path, output: pathlib.Path) -> 
                 exact[f"{name}.value"] = value.reshape(-1)[index]
             return result
 
-        _write(beside, changed, names, difference)
+        _write(tmp, changed, names, difference)
         if exact:
-            save_file(exact, beside / EXACT)
-        _copy_other_files(tuned, beside)
+            save_file(exact, tmp / EXACT)
+        _copy_other_files(tuned, tmp)
 
 
 def recover(base: pathlib.Path, diff: pathlib.Path, output: pathlib.Path, name: str) -> None:
@@ -69,7 +70,7 @@ def recover(base: pathlib.Path, diff: pathlib.Path, output: pathlib.Path, name: 
     changes, known = TensorFiles(diff), TensorFiles(base)
     names = _common(changes, known)
     sums: dict[str, float] = {}
-    with whole_directory(output) as beside:
+    with atomic_directory(output) as tmp:
 
         def recovered(tensor: str) -> np.ndarray:
             change, before = _pair(tensor, changes, known)
@@ -79,9 +80,9 @@ def recover(base: pathlib.Path, diff: pathlib.Path, output: pathlib.Path, name: 
             sums[tensor] = float(value.sum(dtype=np.float64))
             return value
 
-        _write(beside, changes, names, recovered)
-        _copy_other_files(diff, beside)
-        _check_sum(name, sums, read_json(beside / "config.json"))
+        _write(tmp, changes, names, recovered)
+        _copy_other_files(diff, tmp)
+        _check_sum(name, sums, read_json(tmp / "config.json"))
 
 
 def _common(changed: TensorFiles, known: TensorFiles) -> list[str]:
@@ -118,8 +119,14 @@ def _exact_values(diff: pathlib.Path, name: str) -> Iterator[tuple[np.ndarray, n
                 yield file.get_tensor(f"{name}.index"), file.get_tensor(f"{name}.value")
 
 
-def _write(directory: pathlib.Path, like: TensorFiles, names: list[str], value_of) -> None:
-    write_tensors(directory, [(name, like[name].shape, name) for name in names], value_of, 4, 2 << 30)
+def _write(
+    directory: pathlib.Path,
+    like: TensorFiles,
+    names: list[str],
+    value_of: Callable[[str], np.ndarray],
+) -> None:
+    sizes = {name: math.prod(like[name].shape) * 4 for name in names}
+    write_tensors(directory, sizes, value_of, 2 << 30)
 
 
 def _copy_other_files(source: pathlib.Path, target: pathlib.Path) -> None:

@@ -1,19 +1,20 @@
 """Parameters ↔ tensors in Hugging Face format, by one table per family, read in both directions.
 
 A linear weight is stored as [out, in], where several dimensions of ours (the heads and their
-dimensions) are one; ours is [in, out]. Layers are stored apart; ours are stacked.
+dimensions) are one; ours is [in, out]. Layers are stored one by one; ours are stacked.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from gist_jax.errors import UserError
 from gist_jax.interop.tensor_files import Index, TensorFiles
-from gist_jax.models import family
+from gist_jax.models import registry
 from gist_jax.models.config import ModelConfig
 
 
@@ -67,11 +68,8 @@ def _flat(index: Index, shape: tuple[int, ...]) -> slice:
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Path of every parameter -> its shape with stacked layers."""
-    params = jax.eval_shape(lambda: family.init(config, jax.random.key(0)))
-    return {
-        "/".join(str(k.key) for k in path): leaf.shape
-        for path, leaf in jax.tree.leaves_with_path(params)
-    }
+    params = jax.eval_shape(lambda: registry.init(config, jax.random.key(0)))
+    return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
 
 
 def weights(config: ModelConfig, table: dict[str, str]) -> Iterator[Weight]:
@@ -89,11 +87,11 @@ def weights(config: ModelConfig, table: dict[str, str]) -> Iterator[Weight]:
             yield Weight(names[path], path, None, shape)
 
 
-def check(tensors: TensorFiles, expected: list[Weight], left_out) -> None:
+def check(tensors: TensorFiles, expected: list[Weight], is_ignored: Callable[[str], bool]) -> None:
     """Compares what there is with what there must be.
 
     Args:
-      left_out: whether a tensor of a given name is nothing to read.
+      is_ignored: whether a tensor of a given name is nothing to read.
 
     Raises:
       UserError: naming a tensor that is missing, left over or misshapen.
@@ -105,6 +103,6 @@ def check(tensors: TensorFiles, expected: list[Weight], left_out) -> None:
         if found.shape != shape:
             raise UserError(f"tensor {weight.name} of {found.file} has shape {found.shape}, not {shape}")
     known = {weight.name for weight in expected}
-    extra = [name for name in tensors if name not in known and not left_out(name)]
+    extra = [name for name in tensors if name not in known and not is_ignored(name)]
     if extra:
         raise UserError(f"{tensors[extra[0]].file} has tensors of no known use: {', '.join(extra[:3])}")

@@ -2,18 +2,15 @@
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gist_jax.models.axes import constrain
+from gist_jax.sharding import constrain, named_sharding
 
-# Keys and values of one layer, each [B, K, S, H]. A cache that is written to has no dimension for a
-# batch of one: XLA would take it away for attention, and copy the cache for that in every step.
-KeyValue = tuple[jax.Array, jax.Array]
-
-
-AXES = ("batch", "kv_heads", "length", "head_dim")  # names of its dimensions
+KeyValue = tuple[jax.Array, jax.Array]  # keys and values of one layer, each [B, K, S, H]
+AXES = ("batch", "kv_heads", "length", "head_dim")  # logical axes of both
 
 
 @jax.tree_util.register_dataclass
@@ -23,46 +20,85 @@ class KVCache:
 
     Slots are not positions: a slot is a place in the array, and the position of the token in it is
     whatever its keys were rotated by. Heads stand before slots, in the order in which attention
-    reads them: transposing a cache at every step would cost more than the step's own products.
+    reads them: transposing a cache at every step would cost more than the step's own matmuls.
     """
 
-    keys: tuple[jax.Array, ...]  # per layer [B, K, S, H], or [K, S, H] of one row that is written
+    # Per layer [B, K, S, H]. A cache of `empty` for a single row is stored as [K, S, H]: XLA would take
+    # its batch dimension away for attention, and copy the cache for that in every step. Only this
+    # file knows.
+    keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
 
     @classmethod
     def of_layers(cls, layers: Iterable[KeyValue]) -> "KVCache":
-        """From the keys and values of one layer after the other."""
+        """Makes a cache of the keys and values of one layer after the other."""
         keys, values = zip(*layers, strict=True)
         return cls(keys, values)
 
+    @classmethod
+    def empty(cls, num_layers: int, shape: tuple[int, int, int, int], dtype: Any) -> "KVCache":
+        """Makes a cache of zeros to write to; `shape` is `[B, K, S, H]` of a layer."""
+        first = 1 if shape[0] == 1 else 0
+
+        def zeros() -> jax.Array:
+            return constrain(jnp.zeros(shape[first:], dtype), *AXES[first:])
+
+        return cls.of_layers((zeros(), zeros()) for _ in range(num_layers))
+
     def layer(self, index: int) -> KeyValue:
-        """Keys and values of one layer."""
-        return self.keys[index], self.values[index]
+        """Keys and values of one layer, each `[B, K, S, H]`."""
+        return as_block((self.keys[index], self.values[index]))
+
+    def write(self, index: int, new: KeyValue, slot: int | jax.Array) -> KeyValue:
+        """Writes keys and values, each `[B, K, T, H]`, into slots `slot … slot + T - 1` of a layer.
+
+        Returns:
+          The layer's keys and values as the cache stores them, to make the grown cache of.
+        """
+
+        def written(cache: jax.Array, x: jax.Array) -> jax.Array:
+            x = x.astype(cache.dtype).reshape(*cache.shape[:-2], *x.shape[2:])
+            return jax.lax.dynamic_update_slice_in_dim(cache, x, slot, axis=-2)
+
+        return written(self.keys[index], new[0]), written(self.values[index], new[1])
+
+    def with_shardings(self, mesh: jax.sharding.Mesh) -> "KVCache":
+        """The same cache of ShapeDtypeStructs, with the sharding that it has on a mesh."""
+
+        def placed(x: Any) -> jax.ShapeDtypeStruct:
+            sharding = named_sharding(mesh, AXES[-x.ndim :], x.shape)
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        return jax.tree.map(placed, self)
 
     @property
     def num_slots(self) -> int:
+        """How many tokens the cache has room for."""
         return self.keys[0].shape[-2]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays; of one prompt when the batch is 1."""
+        """Bytes of the arrays."""
         return sum(x.nbytes for x in self.keys + self.values)
+
+
+def as_block(stored: KeyValue) -> KeyValue:
+    """A layer's keys and values, each `[B, K, S, H]`, of what a cache stores."""
+    keys, values = (x if x.ndim == 4 else x.reshape(1, *x.shape) for x in stored)
+    return keys, values
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What a model keeps of S tokens it has read, all that later tokens may look at."""
+    """What a model keeps of S tokens of a prompt: all that later tokens may look at."""
 
-    cache: KVCache  # of the layers that read: [B, K, S, H]
+    cache: KVCache  # of the layers that ran over the prompt: [B, K, S, H]
     positions: jax.Array  # int32 [B, S]
     states: jax.Array | None  # [B, S, D] final states of an encoder; None without one
-    # Keys and values of the decoder's cross-attention, which follow from the states: memory in exchange
-    # for computing them anew for every output.
-    crossing: KVCache | None = None
 
     def take(self, slots: jax.Array) -> "Memory":
-        """The entries at slots, int `[B, G]`, of each row, without `crossing`."""
+        """Picks the entries at slots, int `[B, G]`, of each row."""
 
         def at(x: jax.Array, axis: int) -> jax.Array:
             index = slots.reshape(slots.shape[0], *[1] * (axis - 1), -1, *[1] * (x.ndim - axis - 1))
@@ -77,24 +113,4 @@ class Memory:
     @property
     def nbytes(self) -> int:
         """Bytes of keys, values and states."""
-        return sum(x.nbytes for x in (self.cache, self.states, self.crossing) if x is not None)
-
-
-def empty(num_layers: int, shape: tuple[int, int, int, int], dtype) -> KVCache:
-    """A cache of zeros to write to.
-
-    Args:
-      shape: `[B, K, S, H]` of a layer.
-    """
-    first = 1 if shape[0] == 1 else 0
-
-    def zeros() -> jax.Array:
-        return constrain(jnp.zeros(shape[first:], dtype), *AXES[first:])
-
-    return KVCache.of_layers((zeros(), zeros()) for _ in range(num_layers))
-
-
-def write(cache: jax.Array, new: jax.Array, slot: int | jax.Array) -> jax.Array:
-    """Puts `new`, `[B, K, T, H]`, into slots `slot … slot + T - 1` of a cache of `empty`."""
-    new = new.astype(cache.dtype).reshape(*cache.shape[:-2], *new.shape[2:])
-    return jax.lax.dynamic_update_slice_in_dim(cache, new, slot, axis=-2)
+        return self.cache.nbytes + (0 if self.states is None else self.states.nbytes)

@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 
 class _Checked:
     """Refuses sizes that are too small and constants that are not positive numbers."""
 
-    def __post_init__(self):
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # every subclass is a dataclass
+
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             least = field.metadata.get("least", 1)
@@ -41,21 +43,22 @@ class LlamaConfig(_Checked):
     # Qwen2 has biases on queries, keys and values, Qwen3 norms of queries and keys.
     kind: str = "llama"
     # "linear" divides the frequencies of positions by the factor, "dynamic" would do it beyond
-    # max_positions, and "llama3" does it to low frequencies: wholly to those with fewer than `low` turns
-    # in the original positions, in part to those with fewer than `high`.
+    # max_positions, and "llama3" does it to low frequencies: wholly to those with fewer than
+    # `low_freq_factor` wavelengths in the original positions, in part to those with fewer than
+    # `high_freq_factor`.
     rope_scaling: str = "none"
     rope_factor: float = 1.0
-    rope_low_turns: float = 1.0
-    rope_high_turns: float = 4.0
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
     rope_original_positions: int = 8192
 
-    # A decoder alone: the output continues the prompt itself.
-    decoder_start_token: ClassVar[int | None] = None
-    bidirectional: ClassVar[bool] = False  # whether the tokens of a prompt see later ones
+    family: ClassVar[str] = "llama"
+    # A decoder alone: the output continues the prompt itself, whose tokens see no later ones.
+    is_encoder_decoder: ClassVar[Literal[False]] = False
     relative_positions: ClassVar[bool] = False  # whether only distances between tokens are computed
     has_dropout: ClassVar[bool] = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
@@ -64,8 +67,8 @@ class LlamaConfig(_Checked):
         for name, choices in (("kind", LLAMA_KINDS), ("rope_scaling", ROPE_SCALINGS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {', '.join(choices)}")
-        if self.rope_scaling == "llama3" and self.rope_low_turns >= self.rope_high_turns:
-            raise ValueError("rope_low_turns must be below rope_high_turns")
+        if self.rope_scaling == "llama3" and self.rope_low_freq_factor >= self.rope_high_freq_factor:
+            raise ValueError("rope_low_freq_factor must be below rope_high_freq_factor")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, but is {self.head_dim}")
 
@@ -93,12 +96,19 @@ class T5Config(_Checked):
     norm_eps: float = 1e-6
     initializer_factor: float = 1.0
 
-    bidirectional: ClassVar[bool] = True
+    family: ClassVar[str] = "t5"
+    # The encoder reads the prompt, whose tokens see each other; the decoder writes the output.
+    is_encoder_decoder: ClassVar[Literal[True]] = True
     has_dropout: ClassVar[bool] = True
     relative_positions: ClassVar[bool] = True
     max_positions: ClassVar[float] = math.inf  # distances have no limit
 
-    def __post_init__(self):
+    @property
+    def num_kv_heads(self) -> int:
+        """Every head has keys and values of its own."""
+        return self.num_heads
+
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.decoder_start_token >= self.vocab_size:
             raise ValueError(f"decoder_start_token ({self.decoder_start_token}) is no token")

@@ -11,7 +11,7 @@ class Dropout:
     row is computed in.
     """
 
-    def __init__(self, rate: float, keys: jax.Array):
+    def __init__(self, rate: float, keys: jax.Array) -> None:
         """`keys`: `[B]`."""
         self.rate, self._keys, self._calls = rate, keys, 0
 

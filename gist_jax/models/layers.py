@@ -4,22 +4,30 @@ Shape letters: B batch, T query length, S key length, N heads, K key/value heads
  D model dim, F feed-forward dim, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-from gist_jax.models.axes import constrain
-from gist_jax.models.cache import KeyValue, write
+from gist_jax.models.cache import KeyValue
 from gist_jax.models.dropout import Dropout
+from gist_jax.sharding import constrain
 
-# Names of the dimensions of [B, T, D] between layers, and of an embedding.
+# Queries, keys and values of new tokens -> what they attend to, and what is kept of them.
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+# Implementations of `jax.nn.dot_product_attention`; None lets JAX choose.
+Implementation = Literal["xla", "cudnn"] | None
+# Logical axes of [B, T, D] between layers, and of an embedding.
 HIDDEN = ("batch", "length", "hidden")
 VOCAB = ("vocab", "embed")
 
 
-def normal_param(rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str], stddev: float, dtype):
+def normal_param(
+    rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str], stddev: float, dtype: DTypeLike
+) -> nnx.Param:
     """A normally distributed parameter. `axes` names its dimensions for the sharding table."""
     values = jax.random.normal(rngs.params(), shape, jnp.float32) * stddev
     return nnx.Param(values.astype(dtype), axes=tuple(axes))
@@ -28,7 +36,7 @@ def normal_param(rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str], stdd
 class RMSNorm(nnx.Module):
     """Root mean square norm (arXiv 1910.07467), computed in float32 whatever the dtype of `x`."""
 
-    def __init__(self, size: int, eps: float, dtype):
+    def __init__(self, size: int, eps: float, dtype: DTypeLike) -> None:
         self.scale = nnx.Param(jnp.ones((size,), dtype), axes=("norm",))
         self.eps = eps
 
@@ -46,8 +54,15 @@ class Projection(nnx.Module):
     """
 
     def __init__(
-        self, equation: str, shape, axes, stddev: float, dtype, rngs: nnx.Rngs, bias: bool = False
-    ):
+        self,
+        equation: str,
+        shape: Sequence[int],
+        axes: Sequence[str],
+        stddev: float,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        bias: bool = False,
+    ) -> None:
         self.equation, self.axes = equation, tuple(axes)
         self.kernel = normal_param(rngs, shape, axes, stddev, dtype)
         self.bias = nnx.Param(jnp.zeros(shape[1:], dtype), axes=tuple(axes[1:])) if bias else None
@@ -68,10 +83,10 @@ class Attention(nnx.Module):
         self,
         sizes: tuple[int, int, int, int],
         stddevs: tuple[float, float, float],
-        dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
         bias: bool = False,
-    ):
+    ) -> None:
         """`sizes` are D, N, K, H; `stddevs` those of the query, of key and value, of the output.
 
         `bias` is of queries, keys and values.
@@ -90,7 +105,8 @@ class Attention(nnx.Module):
         return self.query(x), self.key(x), self.value(x)
 
 
-def embed(embedding: nnx.Param, ids: jax.Array, dtype=None) -> jax.Array:
+@jax.named_scope("embedding")
+def embed(embedding: nnx.Param, ids: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
     """`[B, T, D]` of token ids `[B, T]`, or of embeddings, which stay as they are."""
     if jnp.issubdtype(ids.dtype, jnp.integer):
         # Every device looks up its part of the columns for all rows that share its parts of the table;
@@ -99,14 +115,15 @@ def embed(embedding: nnx.Param, ids: jax.Array, dtype=None) -> jax.Array:
     return constrain(ids.astype(dtype or embedding.dtype), *HIDDEN)
 
 
-def head_logits(model, hidden: jax.Array) -> jax.Array:
+@jax.named_scope("head")
+def head_logits(model: Any, hidden: jax.Array) -> jax.Array:
     """float32 `[B, T, V]` from `[B, T, D]`, by the model's head or by the embedding it is tied to."""
     tied = model.config.tie_embeddings
     kernel = model.embedding if tied else model.head.kernel
     equation = "btd,vd->btv" if tied else "btd,dv->btv"
     kernel = constrain(kernel.astype(hidden.dtype), *(VOCAB if tied else VOCAB[::-1]))
-    scores = jnp.einsum(equation, hidden, kernel, preferred_element_type=jnp.float32)
-    return constrain(scores, "batch", "length", "vocab")
+    logits = jnp.einsum(equation, hidden, kernel, preferred_element_type=jnp.float32)
+    return constrain(logits, "batch", "length", "vocab")
 
 
 def rotary_angles(positions: jax.Array, frequencies: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -134,7 +151,7 @@ def attend(
     bias: jax.Array,
     *,
     scale: float | None = None,
-    implementation: str | None = None,
+    implementation: Implementation = None,
     dropout: Dropout | None = None,
 ) -> jax.Array:
     """Attention of whole sequences with an explicit additive bias; softmax in float32.
@@ -143,7 +160,7 @@ def attend(
       q: queries `[B, T, N, H]`.
       k, v: keys and values `[B, S, K, H]`.
       bias: `[B or 1, 1 or N, T, S]`.
-      scale: of the scores; `H**-0.5` by default.
+      scale: of the logits; `H**-0.5` by default.
       implementation: of `jax.nn.dot_product_attention`: None, "xla" or "cudnn". It has no dropout.
       dropout: of the attention weights.
 
@@ -157,11 +174,39 @@ def attend(
     if dropout is None:
         attention = jax.nn.dot_product_attention
         return attention(q, k, v, bias=bias, scale=scale, implementation=implementation)
-    heads_first = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    return attend_cached(q, [heads_first], bias, scale=scale, dropout=dropout)
+    return attend_blocks(q, [heads_first(k, v)], bias, scale=scale, dropout=dropout)
 
 
-def attend_cached(
+def heads_first(k: jax.Array, v: jax.Array) -> KeyValue:
+    """Keys and values as a cache keeps them, `[B, K, S, H]`, of `[B, S, K, H]`."""
+    return k.swapaxes(1, 2), v.swapaxes(1, 2)
+
+
+def attend_after(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array,
+    before: Sequence[KeyValue],
+    scale: float | None = None,
+) -> tuple[jax.Array, KeyValue]:
+    """Attention of a prompt's tokens to those before them and to one another.
+
+    Args:
+      q, k, v: of the T new tokens, `[B, T, N or K, H]`.
+      bias: `[B or 1, 1 or N, T, P + T]`, over `before`, then the new tokens.
+      before: read-only blocks of keys and values, `[B or 1, K, S, H]`, of P slots in all.
+
+    Returns:
+      `[B, T, N, H]`, and the keys and values of the new tokens, `[B, K, T, H]`.
+    """
+    new = heads_first(k, v)
+    if not before:
+        return attend(q, k, v, bias, scale=scale), new
+    return attend_blocks(q, [*before, new], bias, scale=scale), new
+
+
+def attend_blocks(
     q: jax.Array,
     blocks: Sequence[KeyValue],
     bias: jax.Array,
@@ -169,16 +214,16 @@ def attend_cached(
     scale: float | None = None,
     dropout: Dropout | None = None,
 ) -> jax.Array:
-    """Attention to cached keys, one softmax over several blocks of them.
+    """Attention to cached keys and values, one softmax over several blocks of them.
 
     The blocks lie as a cache keeps them, heads before slots, so that no step transposes a cache; and
-    they stay apart, so that a block shared by all rows is read where it is, never copied per row.
+    they are never joined, so that a block shared by all rows is read where it is, not copied per row.
 
     Args:
       q: queries `[B, T, N, H]`.
-      blocks: keys and values, each `[B, K, S, H]`, or `[1, K, S, H]` or `[K, S, H]` for all rows.
+      blocks: keys and values, each `[B, K, S, H]`, or `[1, K, S, H]` for all rows.
       bias: `[B or 1, 1 or N, T, sum of S]`, in the order of the blocks.
-      scale: of the scores; `H**-0.5` by default.
+      scale: of the logits; `H**-0.5` by default.
 
     Returns:
       `[B, T, N, H]` in the dtype of q.
@@ -187,92 +232,58 @@ def attend_cached(
       ValueError: if the shape of the bias does not fit.
     """
     batch, length, num_heads, head_dim = q.shape
-    num_kv_heads = blocks[0][0].shape[-3]
-    sizes = [keys.shape[-2] for keys, _ in blocks]
+    num_kv_heads = blocks[0][0].shape[1]
+    sizes = [keys.shape[2] for keys, _ in blocks]
     _check_bias(bias, length, sum(sizes))
     # [B, T, N, H] -> [B, K, G, T, H]
     q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
     q = q.transpose(0, 2, 3, 1, 4)
-    scores = jnp.concatenate([_with_block("h", q, keys) for keys, _ in blocks], axis=-1)
+    logits = jnp.concatenate([_with_block("h", q, keys) for keys, _ in blocks], axis=-1)
     # [B, 1 or N, T, S] -> [B, 1 or K, 1 or G, T, S]
     heads = (1, 1) if bias.shape[1] == 1 else q.shape[1:3]
     bias = bias.reshape(bias.shape[0], *heads, *bias.shape[2:])
     scale = head_dim**-0.5 if scale is None else scale
-    weights = jax.nn.softmax(scores * scale + bias, axis=-1)
+    weights = jax.nn.softmax(logits * scale + bias.astype(logits.dtype), axis=-1)
     if dropout is not None:
         weights = dropout(weights)
 
-    out, start = 0, 0
+    parts, start = [], 0
     for (_, values), size in zip(blocks, sizes, strict=True):
         part = weights[..., start : start + size].astype(values.dtype)
-        out += _with_block("s", part, values)
+        parts.append(_with_block("s", part, values))
         start += size
-    return out.astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
+    out = sum(parts[1:], start=parts[0]).astype(q.dtype)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
 
 
 def _with_block(summed: str, x: jax.Array, block: jax.Array) -> jax.Array:
-    """The product of `[B, K, G, T, H or S]` with a block, summed over "h" or "s".
+    """The matmul of `[B, K, G, T, H or S]` with a block, summed over "h" or "s".
 
     The dimensions stand so that XLA need not transpose a block, which it would do at every step.
     """
     kept = {"h": "s", "s": "h"}[summed]
     batch, heads, *queries, _ = x.shape
-    if block.ndim == 4 and len(block) == batch > 1:
-        return _product(f"bkgt{summed},bksh->bkgt{kept}", x, block)
+    if len(block) == batch > 1:
+        return _accumulated(f"bkgt{summed},bksh->bkgt{kept}", x, block)
     # The rows of a shared block are queries of one and the same.
     x = x.swapaxes(0, 1).reshape(heads, -1, x.shape[-1])
-    x = _product(f"km{summed},ksh->km{kept}", x, block.reshape(block.shape[-3:]))
+    x = _accumulated(f"km{summed},ksh->km{kept}", x, block.reshape(block.shape[1:]))
     return x.reshape(heads, batch, *queries, -1).swapaxes(0, 1)
 
 
-def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+def _accumulated(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """An einsum accumulated in float32."""
 
-    def accumulated(a, b):
+    def accumulated(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
-    def widened(a, b):  # XLA's CPU backend has no such product of bfloat16 for every shape
+    # XLA's CPU backend has no such matmul of bfloat16 for every shape.
+    def widened(a: jax.Array, b: jax.Array) -> jax.Array:
         return accumulated(a.astype(jnp.float32), b.astype(jnp.float32))
 
     if a.dtype == jnp.float32:
         return accumulated(a, b)
     return jax.lax.platform_dependent(a, b, cpu=widened, default=accumulated)
-
-
-def attend_past(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    bias: jax.Array,
-    before: Sequence[KeyValue] = (),
-    past: KeyValue | None = None,
-    slot: int | jax.Array | None = None,
-    *,
-    scale: float | None = None,
-    implementation: str | None = None,
-    dropout: Dropout | None = None,
-) -> tuple[jax.Array, KeyValue]:
-    """Attention of new tokens to those before them and to one another.
-
-    Args:
-      q, k, v: of the new tokens, `[B, T, N or K, H]`.
-      bias: `[B or 1, 1 or N, T, S]`, over `before`, then `past` or else the new tokens.
-      before: read-only blocks of keys and values, `[B or 1, K, S, H]`.
-      past: a cache into which the new keys and values are written, from `slot` on.
-      scale, dropout: of `attend`.
-      implementation: of `attend`, for whole sequences: those without `before` and `past`.
-
-    Returns:
-      `[B, T, N, H]`, and the keys and values, heads first: the grown cache, or those of the new
-      tokens alone.
-    """
-    new = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    if past is not None:
-        new = write(past[0], new[0], slot), write(past[1], new[1], slot)
-    elif not before:
-        options = dict(scale=scale, implementation=implementation, dropout=dropout)
-        return attend(q, k, v, bias, **options), new
-    return attend_cached(q, [*before, new], bias, scale=scale, dropout=dropout), new
 
 
 def _check_bias(bias: jax.Array, num_queries: int, num_keys: int) -> None:

@@ -5,61 +5,75 @@ F feed-forward dim, N heads, K key/value heads, H head dim, V vocabulary, L laye
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
-from gist_jax.models.axes import constrain
-from gist_jax.models.cache import KeyValue, KVCache, Memory, empty
+from gist_jax.models.cache import KeyValue, KVCache, Memory, as_block
 from gist_jax.models.config import LlamaConfig
+from gist_jax.models.dropout import Dropout
 from gist_jax.models.layers import (
     HIDDEN,
     VOCAB,
+    Attend,
     Attention,
+    Implementation,
     Projection,
     RMSNorm,
-    attend_past,
+    attend,
+    attend_after,
+    attend_blocks,
     embed,
     head_logits,
+    heads_first,
     normal_param,
     rotary_angles,
     rotate,
 )
-from gist_jax.models.model import Begun, Tokens
+from gist_jax.models.model import DecodeState, Tokens
 from gist_jax.models.stack import make_layers, scan_layers
+from gist_jax.sharding import constrain
+
+Angles = tuple[jax.Array, jax.Array]  # see `rotary_angles`
 
 
 def frequencies(config: LlamaConfig) -> np.ndarray:
-    """Of rotary positions, float32 `[H/2]`, in radians per position, scaled as the config says."""
+    """Frequencies of rotary positions, scaled as the config says: float32 `[H/2]`, in radians."""
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     plain = 1 / np.float32(config.rope_theta) ** exponents
     scaled = plain / np.float32(config.rope_factor)
     if config.rope_scaling == "llama3":
-        # Between the two limits the share of the plain frequency grows with the number of turns.
-        turns = config.rope_original_positions * plain / (2 * np.pi)
-        low, high = config.rope_low_turns, config.rope_high_turns
-        share = np.clip((turns - low) / (high - low), 0, 1).astype(np.float32)
+        # Between the two limits the share of the plain frequency grows with the number of wavelengths.
+        wavelengths = config.rope_original_positions * plain / (2 * np.pi)
+        low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+        share = np.clip((wavelengths - low) / (high - low), 0, 1).astype(np.float32)
         return (1 - share) * scaled + share * plain
     return scaled if config.rope_scaling == "linear" else plain
 
 
 class FeedForward(nnx.Module):
-    def __init__(self, config: LlamaConfig, dtype, rngs: nnx.Rngs):
+    """The gated feed-forward network, SwiGLU (arXiv 2002.05202)."""
+
+    def __init__(self, config: LlamaConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         d, f = config.hidden_size, config.intermediate_size
-        options = dict(stddev=config.initializer_range, dtype=dtype, rngs=rngs)
+        options: dict[str, Any] = dict(stddev=config.initializer_range, dtype=dtype, rngs=rngs)
         self.gate = Projection("btd,df->btf", (d, f), ("embed", "mlp"), **options)
         self.up = Projection("btd,df->btf", (d, f), ("embed", "mlp"), **options)
         self.down = Projection("btf,fd->btd", (f, d), ("mlp", "embed"), **options)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
 class Block(nnx.Module):
-    def __init__(self, config: LlamaConfig, dtype, rngs: nnx.Rngs):
+    """A layer: attention, then feed-forward, each on normed hidden states and added to them."""
+
+    def __init__(self, config: LlamaConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         d, n, k, h = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
         stddevs = (config.initializer_range,) * 3
         self.attention_norm = RMSNorm(d, config.norm_eps, dtype)
@@ -71,21 +85,23 @@ class Block(nnx.Module):
         self.feed_forward_norm = RMSNorm(d, config.norm_eps, dtype)
         self.feed_forward = FeedForward(config, dtype, rngs)
 
-    def __call__(self, x, angles, bias, before=(), past=None, slot=None, implementation=None):
-        q, k, v = self.attention(self.attention_norm(x))
-        if self.normalizes_heads:
-            q, k = self.query_norm(q), self.key_norm(k)
-        q, k = rotate(q, angles), rotate(k, angles)
-        attended, new = attend_past(q, k, v, bias, before, past, slot, implementation=implementation)
-        x = x + self.attention.output(attended)
-        x = x + self.feed_forward(self.feed_forward_norm(x))
-        return constrain(x, *HIDDEN), new
+    def __call__(self, x: jax.Array, angles: Angles, attend: Attend) -> tuple[jax.Array, Any]:
+        """Hidden states `[B, T, D]` after the layer, and what `attend` keeps."""
+        with jax.named_scope("attention"):
+            q, k, v = self.attention(self.attention_norm(x))
+            if self.normalizes_heads:
+                q, k = self.query_norm(q), self.key_norm(k)
+            attended, kept = attend(rotate(q, angles), rotate(k, angles), v)
+            x = x + self.attention.output(attended)
+        with jax.named_scope("feed_forward"):
+            x = x + self.feed_forward(self.feed_forward_norm(x))
+        return constrain(x, *HIDDEN), kept
 
 
 class Llama(nnx.Module):
-    """A model of the LLaMA family; `stacked` chooses between scanned and separate layers."""
+    """A model of the LLaMA family; `stacked` chooses between scanned and unrolled layers."""
 
-    def __init__(self, config: LlamaConfig, dtype, stacked: bool, rngs: nnx.Rngs):
+    def __init__(self, config: LlamaConfig, dtype: DTypeLike, stacked: bool, rngs: nnx.Rngs) -> None:
         v, d, stddev = config.vocab_size, config.hidden_size, config.initializer_range
         self.config = config
         self.embedding = normal_param(rngs, (v, d), VOCAB, stddev, dtype)
@@ -95,56 +111,75 @@ class Llama(nnx.Module):
         if not config.tie_embeddings:
             self.head = Projection("btd,dv->btv", (d, v), VOCAB[::-1], stddev, dtype, rngs)
 
-    def _angles(self, positions):
+    def _angles(self, positions: jax.Array) -> Angles:
         return rotary_angles(positions, jnp.asarray(frequencies(self.config)))
 
     def forward(
         self,
-        read: Tokens,
+        inputs: Tokens,
+        decoder_inputs: None = None,
         *,
-        dtype=None,
+        dtype: DTypeLike | None = None,
         remat: str = "none",
-        implementation: str | None = None,
+        implementation: Implementation = None,
     ) -> jax.Array:
-        angles = self._angles(read.positions)
+        angles = self._angles(inputs.positions)
 
-        def apply(block: Block, x, _):
-            return block(x, angles, read.bias, implementation=implementation)[0]
+        def attend_whole(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+            return attend(q, k, v, inputs.bias, implementation=implementation), None
 
-        x = embed(self.embedding, read.ids, dtype)
+        def apply(block: Block, x: jax.Array, _: Dropout | None) -> jax.Array:
+            return block(x, angles, attend_whole)[0]
+
+        x = embed(self.embedding, inputs.ids, dtype)
         return self.norm(scan_layers(self.layers, apply, x, remat=remat))
 
-    def read(self, tokens: Tokens, before: Memory | None = None) -> tuple[jax.Array, Memory]:
-        hidden, cache = self._run(tokens, () if before is None else (before.cache,))
+    def prefill(self, tokens: Tokens, before: Memory | None = None) -> tuple[jax.Array, Memory]:
+        def attend_layer(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeyValue]:
+            blocks = () if before is None else (before.cache.layer(i),)
+            return attend_after(q, k, v, tokens.bias, blocks)
+
+        hidden, cache = self._unrolled(tokens.ids, tokens.positions, attend_layer)
         return hidden, Memory(cache, tokens.positions, None)
 
-    def context(self, memory: Memory) -> KVCache:
-        """What was read is seen by the layers that read it."""
+    def context_kv(self, memory: Memory) -> KVCache:
+        """What the layers kept of the prompt, as they are the ones to write the output."""
         return memory.cache
 
-    def begin(
+    def init_decode(
         self, hidden: jax.Array, position: jax.Array, bias: jax.Array, context: Sequence[KVCache]
-    ) -> Begun:
+    ) -> tuple[jax.Array, DecodeState]:
         """The last token of the prompt predicts the first of the output: nothing is left to run."""
         config, rows = self.config, hidden.shape[0]
         slots = bias.shape[-1] - sum(cache.num_slots for cache in context)
         shape = rows, config.num_kv_heads, slots, config.head_dim
-        return Begun(hidden, empty(config.num_layers, shape, hidden.dtype), 0, position + 1)
+        cache = KVCache.empty(config.num_layers, shape, hidden.dtype)
+        return hidden, DecodeState(cache, jnp.int32(0), position + 1)
 
-    def write(
-        self, tokens: Tokens, context: Sequence[KVCache], cache: KVCache, slot: int | jax.Array
+    def decode_step(
+        self, ids: jax.Array, bias: jax.Array, context: Sequence[KVCache], state: DecodeState
+    ) -> tuple[jax.Array, DecodeState]:
+        def attend_layer(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeyValue]:
+            grown = state.cache.write(i, heads_first(k, v), state.slot)
+            blocks = [*(cache.layer(i) for cache in context), as_block(grown)]
+            return attend_blocks(q, blocks, bias), grown
+
+        hidden, cache = self._unrolled(ids, state.position, attend_layer)
+        return hidden, DecodeState(cache, state.slot + 1, state.position + 1)
+
+    def _unrolled(
+        self,
+        ids: jax.Array,
+        positions: jax.Array,
+        attend_layer: Callable[..., tuple[jax.Array, KeyValue]],
     ) -> tuple[jax.Array, KVCache]:
-        return self._run(tokens, context, cache, slot)
-
-    def _run(self, tokens: Tokens, context: Sequence[KVCache], cache: KVCache | None = None, slot=None):
-        x, angles = embed(self.embedding, tokens.ids), self._angles(tokens.positions)
-        key_values: list[KeyValue] = []
+        """Final hidden states, and the cache of what `attend_layer(i, q, k, v)` keeps of every layer."""
+        x, angles = embed(self.embedding, ids), self._angles(positions)
+        layers: list[KeyValue] = []
         for i, block in enumerate(self.layers):
-            past = None if cache is None else cache.layer(i)
-            before = [cached.layer(i) for cached in context]
-            x, key_value = block(x, angles, tokens.bias, before, past, slot)
-            key_values.append(key_value)
-        return self.norm(x), KVCache.of_layers(key_values)
+            x, kept = block(x, angles, functools.partial(attend_layer, i))
+            layers.append(kept)
+        return self.norm(x), KVCache.of_layers(layers)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         return head_logits(self, hidden)

@@ -1,21 +1,23 @@
 """What every family of models can do, described once.
 
-A model reads tokens (the prompt) and writes tokens (the output). A decoder-only model does both with
-the same layers: what it writes goes on where it has read. An encoder-decoder reads with its encoder
-and writes with its decoder, whose cross-attention looks at what was read.
+A prompt is prefilled (an encoder-decoder encodes it), then the output is decoded token by token. A
+decoder-only model does both with the same layers: the output continues the prompt. An encoder-decoder
+reads the prompt with its encoder and writes with its decoder, whose cross-attention looks at what the
+encoder left.
 
 Shape letters: B batch, T tokens of a call, P slots before them, D model dim, V vocabulary, K key/value
 heads, H head dim.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
 from gist_jax.models.cache import KVCache, Memory
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.dropout import Dropout
+from gist_jax.models.layers import Implementation
 
 
 class Tokens(NamedTuple):
@@ -26,45 +28,47 @@ class Tokens(NamedTuple):
     bias: jax.Array  # additive attention bias [B, 1, T, P + T], see gist_jax.gist
 
 
-class Begun(NamedTuple):
-    """Where writing begins."""
+class DecodeState(NamedTuple):
+    """What a decode step changes: the cache of the output, and where the next token goes."""
 
-    hidden: jax.Array  # [B, 1, D], which predicts the first token of the output
-    cache: KVCache  # of the written tokens: [B, K, slots, H], or [K, slots, H] of one row
-    slot: int  # of the first output token, in that cache
-    position: jax.Array  # int [B, 1], of the first output token; [1, 1] for all rows
+    cache: KVCache  # of the output's tokens, each layer [B, K, slots, H]; donated from step to step
+    slot: jax.Array  # int32 scalar: slot of the next token in that cache
+    position: jax.Array  # int32 [B, 1]: position of the next token; [1, 1] for all rows
 
 
 class Model(Protocol):
-    """A model with its parameters, from `family.merge`."""
+    """A model with its parameters, from `registry.merge`."""
 
     config: ModelConfig
     embedding: jax.Array  # [V, D]
 
     def forward(
         self,
-        read: Tokens,
-        written: Tokens | None = None,
+        inputs: Tokens,
+        decoder_inputs: Tokens | None = None,
         *,
-        dtype=None,
+        dtype: Any = None,
         remat: str = "none",
-        implementation: str | None = None,
+        implementation: Implementation = None,
         dropout: Dropout | None = None,
     ) -> jax.Array:
-        """Final hidden states of whole sequences, `[B, T, D]`, with stacked layers.
+        """Runs whole sequences through stacked layers, for training.
 
         Args:
-          written: for an encoder-decoder, whose hidden states are those of its decoder. Its bias is
-            over what is read, followed by what is written. A decoder-only model takes none.
+          decoder_inputs: for an encoder-decoder, whose hidden states are those of its decoder. Its bias
+            is over the inputs, followed by the decoder's own. A decoder-only model takes none.
           dtype: of the computation; that of the parameters by default.
           remat: name in `stack.REMAT_POLICIES`.
           implementation: of attention, see `layers.attend`.
           dropout: for models that have it; others do not take it.
+
+        Returns:
+          Final hidden states `[B, T, D]`.
         """
         ...
 
-    def read(self, tokens: Tokens, before: Memory | None = None) -> tuple[jax.Array, Memory]:
-        """Reads tokens, with layers apart; in the bias, P are the slots of `before`.
+    def prefill(self, tokens: Tokens, before: Memory | None = None) -> tuple[jax.Array, Memory]:
+        """Runs a prompt through unrolled layers; in the bias, P are the slots of `before`.
 
         Args:
           before: what earlier tokens left, of batch B, or of batch 1 for all rows.
@@ -74,36 +78,40 @@ class Model(Protocol):
         """
         ...
 
-    def context(self, memory: Memory) -> KVCache:
-        """The keys and values that written tokens see of what was read, computed once."""
+    def context_kv(self, memory: Memory) -> KVCache:
+        """The keys and values that the output's tokens see of a prompt, computed once."""
         ...
 
-    def begin(
+    def init_decode(
         self, hidden: jax.Array, position: jax.Array, bias: jax.Array, context: Sequence[KVCache]
-    ) -> Begun:
-        """Prepares to write.
+    ) -> tuple[jax.Array, DecodeState]:
+        """Prepares decoding.
 
         Args:
-          hidden: `[B, 1, D]`, of the last token read.
+          hidden: `[B, 1, D]`, of the prompt's last token.
           position: int `[B, 1]`, of that token.
           bias: `[B, 1, 1, P + slots]`, of whatever stands in the first slot. P are those of `context`.
           context: in the order of the bias; each of batch B or 1.
+
+        Returns:
+          Hidden states `[B, 1, D]` that predict the first token of the output, and the state to decode
+          from.
         """
         ...
 
-    def write(
-        self,
-        tokens: Tokens,
-        context: Sequence[KVCache],
-        cache: KVCache,
-        slot: int | jax.Array,
-    ) -> tuple[jax.Array, KVCache]:
-        """Hidden states `[B, T, D]` of tokens that are written from `slot` on, and the grown cache.
+    def decode_step(
+        self, ids: jax.Array, bias: jax.Array, context: Sequence[KVCache], state: DecodeState
+    ) -> tuple[jax.Array, DecodeState]:
+        """Runs one token of every output, int `[B, 1]`, through the model.
 
-        Their bias is `[B, 1, T, P + slots]`. P are those of `context`, each of batch B or 1.
+        Args:
+          bias: `[B, 1, 1, P + slots]`. P are those of `context`, each of batch B or 1.
+
+        Returns:
+          Hidden states `[B, 1, D]` that predict the next token, and the state after this one.
         """
         ...
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Scores of the next token: float32 `[B, T, V]`."""
+        """Logits of the next token: float32 `[B, T, V]`."""
         ...

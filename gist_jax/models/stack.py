@@ -1,4 +1,4 @@
-"""Layers stacked and scanned for training, or apart for inference.
+"""Layers stacked and scanned for training, or unrolled for inference.
 
 In training the layers are one dict of arrays `[L, …]`: one layer is compiled, and memory is bounded by
 rematerialization. For inference `unstacked` makes them a dict per layer, so that every layer updates a
@@ -6,7 +6,7 @@ cache of its own in place.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
@@ -14,16 +14,19 @@ from flax import nnx
 from gist_jax.models.dropout import Dropout
 
 Params = dict[str, Any]
+Layer = TypeVar("Layer", bound=nnx.Module)
 
 # What the backward pass keeps of each scanned layer.
 REMAT_POLICIES = {
     "none": None,  # keep everything
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matrix products
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matmuls
     "full": jax.checkpoint_policies.nothing_saveable,  # keep only the input of each layer
 }
 
 
-def make_layers(make: Callable[[nnx.Rngs], nnx.Module], count: int, stacked: bool, rngs: nnx.Rngs):
+def make_layers(
+    make: Callable[[nnx.Rngs], nnx.Module], count: int, stacked: bool, rngs: nnx.Rngs
+) -> Any:
     """`count` layers, as one module of stacked parameters or as a list of modules."""
     if stacked:
         return nnx.split_rngs(splits=count)(nnx.vmap(make))(rngs)
@@ -31,8 +34,8 @@ def make_layers(make: Callable[[nnx.Rngs], nnx.Module], count: int, stacked: boo
 
 
 def scan_layers(
-    layers: nnx.Module,
-    apply: Callable[[nnx.Module, jax.Array, Dropout | None], jax.Array],
+    layers: Layer,
+    apply: Callable[[Layer, jax.Array, Dropout | None], jax.Array],
     x: jax.Array,
     *,
     remat: str,
@@ -46,9 +49,9 @@ def scan_layers(
     """
     structure, stacked = nnx.split(layers)
 
-    def body(x, layer):
+    def body(x: jax.Array, layer: tuple[Any, jax.Array | None]) -> tuple[jax.Array, None]:
         parameters, keys = layer
-        dropped = None if dropout is None else Dropout(dropout.rate, keys)
+        dropped = None if dropout is None or keys is None else Dropout(dropout.rate, keys)
         return apply(nnx.merge(structure, parameters), x, dropped), None
 
     policy = REMAT_POLICIES[remat]
@@ -69,7 +72,7 @@ def is_stacked(params: Params) -> bool:
 def unstacked(params: Params) -> Params:
     """The same parameters with one dict per layer, `{"layers": {0: …, 1: …}}`, for inference."""
     return {
-        name: _apart(value)
+        name: _split_layers(value)
         if name == "layers"
         else unstacked(value)
         if isinstance(value, dict)
@@ -78,6 +81,6 @@ def unstacked(params: Params) -> Params:
     }
 
 
-def _apart(layers: Params) -> dict[int, Params]:
+def _split_layers(layers: Params) -> dict[int, Params]:
     count = jax.tree.leaves(layers)[0].shape[0]
     return {i: jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count)}

@@ -1,7 +1,7 @@
 """T5 (arXiv 1910.10683), v1.1 and FLAN-T5 in Flax NNX. The methods are described in
 gist_jax.models.model.
 
-Attention scores are not scaled, and positions come in as a learned bias on them, which all layers of a
+Attention logits are not scaled, and positions come in as a learned bias on them, which all layers of a
 stack share.
 
 Shape letters: B batch, T query length, S key length, P slots before the tokens of a call, D model dim,
@@ -9,32 +9,37 @@ F feed-forward dim, N heads, H head dim, V vocabulary.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
-from gist_jax.models.axes import constrain
-from gist_jax.models.cache import KeyValue, KVCache, Memory, empty
+from gist_jax.models.cache import KeyValue, KVCache, Memory, as_block
 from gist_jax.models.config import T5Config
 from gist_jax.models.dropout import Dropout
 from gist_jax.models.layers import (
     HIDDEN,
     VOCAB,
+    Attend,
     Attention,
+    Implementation,
     Projection,
     RMSNorm,
     attend,
-    attend_cached,
-    attend_past,
+    attend_after,
+    attend_blocks,
     embed,
     head_logits,
+    heads_first,
     normal_param,
 )
-from gist_jax.models.model import Begun, Tokens
+from gist_jax.models.model import DecodeState, Tokens
 from gist_jax.models.stack import make_layers, scan_layers
+from gist_jax.sharding import constrain
 
 
 def relative_bucket(
@@ -57,27 +62,29 @@ def relative_bucket(
     table = jnp.asarray(np.where(steps < exact, steps, coarse), jnp.int32)
     behind = jnp.abs(distance) if bidirectional else jnp.maximum(-distance, 0)
     bucket = table[jnp.minimum(behind, max_distance)]
-    return bucket + per_side * (distance > 0) if bidirectional else bucket
+    return bucket + jnp.where(distance > 0, per_side, 0) if bidirectional else bucket
 
 
 class FeedForward(nnx.Module):
-    def __init__(self, config: T5Config, dtype, rngs: nnx.Rngs):
+    """The feed-forward network: ReLU (v1.0) or gated GELU (v1.1, arXiv 2002.05202)."""
+
+    def __init__(self, config: T5Config, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         d, f, factor = config.hidden_size, config.intermediate_size, config.initializer_factor
-        into = dict(stddev=factor * d**-0.5, dtype=dtype, rngs=rngs)
+        into: dict[str, Any] = dict(stddev=factor * d**-0.5, dtype=dtype, rngs=rngs)
         if config.gated_gelu:
             self.gate = Projection("btd,df->btf", (d, f), ("embed", "mlp"), **into)
         self.up = Projection("btd,df->btf", (d, f), ("embed", "mlp"), **into)
-        out_of = dict(stddev=factor * f**-0.5, dtype=dtype, rngs=rngs)
+        out_of: dict[str, Any] = dict(stddev=factor * f**-0.5, dtype=dtype, rngs=rngs)
         self.down = Projection("btf,fd->btd", (f, d), ("mlp", "embed"), **out_of)
         self.gated = config.gated_gelu
 
-    def __call__(self, x, drop):
+    def __call__(self, x: jax.Array, drop: "Drop") -> jax.Array:
         up = self.up(x)
         inner = jax.nn.gelu(self.gate(x), approximate=True) * up if self.gated else jax.nn.relu(up)
         return self.down(drop(inner))
 
 
-def _attention(config: T5Config, dtype, rngs: nnx.Rngs) -> Attention:
+def _attention(config: T5Config, dtype: DTypeLike, rngs: nnx.Rngs) -> Attention:
     d, n, h, factor = (
         config.hidden_size,
         config.num_heads,
@@ -88,68 +95,74 @@ def _attention(config: T5Config, dtype, rngs: nnx.Rngs) -> Attention:
     return Attention((d, n, n, h), stddevs, dtype, rngs)
 
 
-def _none(x: jax.Array) -> jax.Array:
+Drop = Callable[[jax.Array], jax.Array]
+
+
+def _keep(x: jax.Array) -> jax.Array:
+    """What stands in place of dropout where there is none."""
     return x
 
 
 class Block(nnx.Module):
     """A layer of the encoder, or of the decoder, which looks at the encoder's states as well."""
 
-    def __init__(self, config: T5Config, dtype, crosses: bool, rngs: nnx.Rngs):
-        def norm():
+    def __init__(self, config: T5Config, dtype: DTypeLike, is_decoder: bool, rngs: nnx.Rngs) -> None:
+        def norm() -> RMSNorm:
             return RMSNorm(config.hidden_size, config.norm_eps, dtype)
 
         self.attention_norm, self.attention = norm(), _attention(config, dtype, rngs)
-        if crosses:
+        if is_decoder:
             self.cross_attention_norm, self.cross_attention = norm(), _attention(config, dtype, rngs)
         self.feed_forward_norm, self.feed_forward = norm(), FeedForward(config, dtype, rngs)
 
-    def attend_self(
+    def attend_self(self, x: jax.Array, attend: Attend, drop: Drop = _keep) -> tuple[jax.Array, Any]:
+        """`x` after self-attention, and what `attend` keeps."""
+        with jax.named_scope("attention"):
+            attended, kept = attend(*self.attention(self.attention_norm(x)))
+            return x + drop(self.attention.output(attended)), kept
+
+    def attend_states(
         self,
-        x,
-        bias,
-        before=(),
-        past=None,
-        slot=None,
-        implementation=None,
-        dropout: Dropout | None = None,
-    ):
-        """x after self-attention, and its keys and values."""
-        q, k, v = self.attention(self.attention_norm(x))
-        options = dict(scale=1.0, implementation=implementation, dropout=dropout)
-        attended, new = attend_past(q, k, v, bias, before, past, slot, **options)
-        return x + (dropout or _none)(self.attention.output(attended)), new
+        x: jax.Array,
+        states: jax.Array,
+        bias: jax.Array,
+        implementation: Implementation,
+        dropout: Dropout | None,
+    ) -> jax.Array:
+        """`x` after cross-attention to an encoder's states, `[B, S, D]`."""
+        with jax.named_scope("cross_attention"):
+            q = self.cross_attention.query(self.cross_attention_norm(x))
+            k, v = self.cross_attention.key(states), self.cross_attention.value(states)
+            options: dict[str, Any] = dict(scale=1.0, implementation=implementation, dropout=dropout)
+            attended = attend(q, k, v, bias, **options)
+            return x + (dropout or _keep)(self.cross_attention.output(attended))
 
-    def attend_states(self, x, states, bias, implementation, dropout: Dropout | None):
-        """x after cross-attention to an encoder's states, `[B, S, D]`."""
-        q = self.cross_attention.query(self.cross_attention_norm(x))
-        k, v = self.cross_attention.key(states), self.cross_attention.value(states)
-        options = dict(scale=1.0, implementation=implementation, dropout=dropout)
-        attended = attend(q, k, v, bias, **options)
-        return x + (dropout or _none)(self.cross_attention.output(attended))
+    def attend_context(self, x: jax.Array, blocks: Sequence[KeyValue], bias: jax.Array) -> jax.Array:
+        """`x` after cross-attention to keys and values computed before."""
+        with jax.named_scope("cross_attention"):
+            q = self.cross_attention.query(self.cross_attention_norm(x))
+            return x + self.cross_attention.output(attend_blocks(q, blocks, bias, scale=1.0))
 
-    def attend_context(self, x, blocks: Sequence[KeyValue], bias):
-        """x after cross-attention to keys and values computed before."""
-        q = self.cross_attention.query(self.cross_attention_norm(x))
-        return x + self.cross_attention.output(attend_cached(q, blocks, bias, scale=1.0))
-
-    def feed(self, x, dropout: Dropout | None = None):
-        drop = dropout or _none
-        x = x + drop(self.feed_forward(self.feed_forward_norm(x), drop))
+    def feed(self, x: jax.Array, drop: Drop = _keep) -> jax.Array:
+        """`x` after the feed-forward network."""
+        with jax.named_scope("feed_forward"):
+            x = x + drop(self.feed_forward(self.feed_forward_norm(x), drop))
         return constrain(x, *HIDDEN)
 
 
 class Stack(nnx.Module):
     """The encoder or the decoder."""
 
-    def __init__(self, config: T5Config, dtype, crosses: bool, stacked: bool, rngs: nnx.Rngs):
+    def __init__(
+        self, config: T5Config, dtype: DTypeLike, is_decoder: bool, stacked: bool, rngs: nnx.Rngs
+    ) -> None:
         d, n = config.hidden_size, config.num_heads
-        self.config, self.bidirectional = config, not crosses
-        self.num_layers = config.num_decoder_layers if crosses else config.num_layers
+        self.config, self.bidirectional = config, not is_decoder
+        self.num_layers = config.num_decoder_layers if is_decoder else config.num_layers
         stddev = config.initializer_factor * d**-0.5
         axes = ("buckets", "heads")
         self.relative_bias = normal_param(rngs, (config.num_buckets, n), axes, stddev, dtype)
-        make = functools.partial(Block, config, dtype, crosses)
+        make = functools.partial(Block, config, dtype, is_decoder)
         self.layers = make_layers(make, self.num_layers, stacked, rngs)
         self.norm = RMSNorm(d, config.norm_eps, dtype)
 
@@ -170,15 +183,15 @@ class Stack(nnx.Module):
         weights = self.relative_bias.astype(bias.dtype)
         if not training or len(buckets) > 1:
             return bias + jnp.moveaxis(weights[buckets], 3, 1)
-        # As a product, whose gradient is one too: that of a look-up would be a scatter.
+        # As a matmul, whose gradient is one too: that of a look-up would be a scatter.
         chosen = jax.nn.one_hot(buckets, config.num_buckets, dtype=bias.dtype)
         return bias + jnp.einsum("btsk,kn->bnts", chosen, weights, precision=jax.lax.Precision.HIGHEST)
 
 
 class T5(nnx.Module):
-    """A model of the T5 family; `stacked` chooses between scanned and separate layers."""
+    """A model of the T5 family; `stacked` chooses between scanned and unrolled layers."""
 
-    def __init__(self, config: T5Config, dtype, stacked: bool, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, dtype: DTypeLike, stacked: bool, rngs: nnx.Rngs) -> None:
         v, d, factor = config.vocab_size, config.hidden_size, config.initializer_factor
         self.config = config
         self.embedding = normal_param(rngs, (v, d), VOCAB, factor, dtype)
@@ -189,94 +202,103 @@ class T5(nnx.Module):
 
     def forward(
         self,
-        read: Tokens,
-        written: Tokens,
+        inputs: Tokens,
+        decoder_inputs: Tokens,
         *,
-        dtype=None,
+        dtype: DTypeLike | None = None,
         remat: str = "none",
-        implementation: str | None = None,
+        implementation: Implementation = None,
         dropout: Dropout | None = None,
     ) -> jax.Array:
-        drop = dropout or _none
-        length = read.positions.shape[1]
-        options = dict(remat=remat, dropout=dropout)
-        bias = self.encoder.with_positions(read.bias, read.positions, read.positions, training=True)
+        drop = dropout or _keep
+        options: dict[str, Any] = dict(remat=remat, dropout=dropout)
 
-        def encode(block: Block, x, dropout):
-            x, _ = block.attend_self(x, bias, implementation=implementation, dropout=dropout)
-            return block.feed(x, dropout)
+        def attend_with(bias: jax.Array, dropout: Dropout | None) -> Attend:
+            settings: dict[str, Any] = dict(scale=1.0, implementation=implementation, dropout=dropout)
+            return lambda q, k, v: (attend(q, k, v, bias, **settings), None)
 
-        x = drop(embed(self.embedding, read.ids, dtype))
+        positions = inputs.positions
+        bias = self.encoder.with_positions(inputs.bias, positions, positions, training=True)
+
+        def encode(block: Block, x: jax.Array, dropout: Dropout | None) -> jax.Array:
+            x, _ = block.attend_self(x, attend_with(bias, dropout), dropout or _keep)
+            return block.feed(x, dropout or _keep)
+
+        x = drop(embed(self.embedding, inputs.ids, dtype))
         x = scan_layers(self.encoder.layers, encode, x, **options)
         states = drop(self.encoder.norm(x))
 
-        cross_bias, own_bias = written.bias[..., :length], written.bias[..., length:]
-        own_bias = self.decoder.with_positions(
-            own_bias, written.positions, written.positions, training=True
-        )
+        cross_bias, own_bias = jnp.split(decoder_inputs.bias, [positions.shape[1]], axis=-1)
+        positions = decoder_inputs.positions
+        own_bias = self.decoder.with_positions(own_bias, positions, positions, training=True)
 
-        def decode(block: Block, x, dropout):
-            x, _ = block.attend_self(x, own_bias, implementation=implementation, dropout=dropout)
+        def decode(block: Block, x: jax.Array, dropout: Dropout | None) -> jax.Array:
+            x, _ = block.attend_self(x, attend_with(own_bias, dropout), dropout or _keep)
             x = block.attend_states(x, states, cross_bias, implementation, dropout)
-            return block.feed(x, dropout)
+            return block.feed(x, dropout or _keep)
 
-        x = drop(embed(self.embedding, written.ids, dtype))
+        x = drop(embed(self.embedding, decoder_inputs.ids, dtype))
         x = scan_layers(self.decoder.layers, decode, x, **options)
         return drop(self.decoder.norm(x))
 
-    def read(self, tokens: Tokens, before: Memory | None = None) -> tuple[jax.Array, Memory]:
+    def prefill(self, tokens: Tokens, before: Memory | None = None) -> tuple[jax.Array, Memory]:
+        """Encodes a prompt."""
         keys = tokens.positions
         if before is not None:
             rows = keys.shape[0], before.positions.shape[1]
             keys = jnp.concatenate([jnp.broadcast_to(before.positions, rows), keys], axis=1)
         bias = self.encoder.with_positions(tokens.bias, tokens.positions, keys)
         x = embed(self.embedding, tokens.ids)
-        key_values: list[KeyValue] = []
+        layers: list[KeyValue] = []
         for i, block in enumerate(self.encoder.layers):
             blocks = () if before is None else (before.cache.layer(i),)
-            x, key_value = block.attend_self(x, bias, blocks)
+            attend_layer = functools.partial(attend_after, bias=bias, before=blocks, scale=1.0)
+            x, kept = block.attend_self(x, attend_layer)
             x = block.feed(x)
-            key_values.append(key_value)
+            layers.append(kept)
         states = self.encoder.norm(x)
-        return states, Memory(KVCache.of_layers(key_values), tokens.positions, states)
+        return states, Memory(KVCache.of_layers(layers), tokens.positions, states)
 
-    def context(self, memory: Memory) -> KVCache:
+    def context_kv(self, memory: Memory) -> KVCache:
         """Keys and values of the decoder's cross-attention."""
-        if memory.crossing is not None:
-            return memory.crossing
-        crossing = [block.cross_attention for block in self.decoder.layers]
+        cross = [block.cross_attention for block in self.decoder.layers]
         return KVCache.of_layers(
-            (c.key(memory.states).swapaxes(1, 2), c.value(memory.states).swapaxes(1, 2))
-            for c in crossing
+            heads_first(attention.key(memory.states), attention.value(memory.states))
+            for attention in cross
         )
 
-    def begin(
+    def init_decode(
         self, hidden: jax.Array, position: jax.Array, bias: jax.Array, context: Sequence[KVCache]
-    ) -> Begun:
-        """Writes the start token, which predicts the first of the output."""
+    ) -> tuple[jax.Array, DecodeState]:
+        """Runs the start token, which predicts the first of the output."""
         config, rows = self.config, hidden.shape[0]
         slots = bias.shape[-1] - sum(cache.num_slots for cache in context)
         shape = rows, config.num_heads, slots, config.head_dim
-        cache = empty(config.num_decoder_layers, shape, hidden.dtype)
+        cache = KVCache.empty(config.num_decoder_layers, shape, hidden.dtype)
         ids = jnp.full((rows, 1), config.decoder_start_token)
         first = jnp.zeros((1, 1), jnp.int32)  # the decoder's positions are the same in all rows
-        hidden, cache = self.write(Tokens(ids, first, bias), context, cache, 0)
-        return Begun(hidden, cache, 1, first + 1)
+        return self.decode_step(ids, bias, context, DecodeState(cache, jnp.int32(0), first))
 
-    def write(
-        self, tokens: Tokens, context: Sequence[KVCache], cache: KVCache, slot: int | jax.Array
-    ) -> tuple[jax.Array, KVCache]:
+    def decode_step(
+        self, ids: jax.Array, bias: jax.Array, context: Sequence[KVCache], state: DecodeState
+    ) -> tuple[jax.Array, DecodeState]:
         seen = sum(block.num_slots for block in context)
-        cross_bias, own_bias = tokens.bias[..., :seen], tokens.bias[..., seen:]
-        slots = jnp.arange(cache.num_slots)[None]  # in the decoder, slots are positions
-        own_bias = self.decoder.with_positions(own_bias, tokens.positions, slots)
-        x = embed(self.embedding, tokens.ids)
-        key_values: list[KeyValue] = []
+        cross_bias, own_bias = jnp.split(bias, [seen], axis=-1)
+        slots = jnp.arange(state.cache.num_slots)[None]  # in the decoder, slots are positions
+        own_bias = self.decoder.with_positions(own_bias, state.position, slots)
+        x = embed(self.embedding, ids)
+        layers: list[KeyValue] = []
+
+        def attend_layer(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeyValue]:
+            grown = state.cache.write(i, heads_first(k, v), state.slot)
+            return attend_blocks(q, [as_block(grown)], own_bias, scale=1.0), grown
+
         for i, block in enumerate(self.decoder.layers):
-            x, key_value = block.attend_self(x, own_bias, past=cache.layer(i), slot=slot)
+            x, kept = block.attend_self(x, functools.partial(attend_layer, i))
             x = block.feed(block.attend_context(x, [c.layer(i) for c in context], cross_bias))
-            key_values.append(key_value)
-        return self.decoder.norm(x), KVCache.of_layers(key_values)
+            layers.append(kept)
+        grown = DecodeState(KVCache.of_layers(layers), state.slot + 1, state.position + 1)
+        return self.decoder.norm(x), grown
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         if self.config.scale_outputs:

@@ -1,25 +1,39 @@
 """Orbax checkpoints of a run: asynchronous, sharded; the best and the last two are kept."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from gist_jax.errors import UserError
+from gist_jax.errors import UserError, shortened
 from gist_jax.training import distributed
 from gist_jax.training.step import TrainState
+from gist_jax.workdir import best_step
+
+
+@dataclasses.dataclass(frozen=True)
+class _BestAndLastTwo(ocp.training.preservation_policies.PreservationPolicy):
+    """Keeps the best checkpoint by a metric, and the last two: the last might get damaged."""
+
+    metric: str
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        best = best_step({c.step: c.metrics for c in checkpoints}, self.metric)
+        last = [c.step for c in checkpoints[-2:]]
+        return [c.step in (best, *last) for c in checkpoints]
 
 
 class Checkpoints:
     """The checkpoints of one workdir. A context manager: leaving it waits for what is being saved.
 
-    Orbax writes beside and renames, so a killed save leaves the checkpoints before it untouched.
+    Orbax writes elsewhere and renames, so a killed save leaves the checkpoints before it untouched.
     """
 
     def __init__(self, directory: pathlib.Path, metric: str):
@@ -28,47 +42,39 @@ class Checkpoints:
 
     def _open(self) -> ocp.training.Checkpointer:
         if distributed.is_first():
-            self._drop_damaged_scores()
+            self._drop_damaged_metrics()
         distributed.wait_for_all("opened")
-        policies, metric = ocp.training.preservation_policies, self._metric
-
-        def by_metric(metrics: dict[str, float]) -> float:
-            return metrics.get(metric, float("-inf"))
-
-        # BestN sorts ascending and keeps the end of the list: the highest.
-        best = policies.BestN(get_metric_fn=by_metric, n=1, keep_checkpoints_without_metrics=False)
         return ocp.training.Checkpointer(
             self._directory,
             # The loop decides when: every call saves.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            # The last but one is for the case that the last gets damaged.
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
+            preservation_policy=_BestAndLastTwo(self._metric),
             cleanup_tmp_directories=True,
         )
 
-    def _drop_damaged_scores(self) -> None:
-        """Orbax reads the scores of all checkpoints when it begins: none of them may stop it."""
-        for scores in self._directory.glob("[0-9]*/metrics/metrics"):
+    def _drop_damaged_metrics(self) -> None:
+        """Drops metrics that cannot be read: Orbax reads those of all checkpoints when it begins."""
+        for file in self._directory.glob("[0-9]*/metrics/metrics"):
             try:
-                json.loads(scores.read_text(encoding="utf-8"))
+                json.loads(file.read_text(encoding="utf-8"))
             except ValueError as problem:
-                logging.error("THE SCORES OF A CHECKPOINT CANNOT BE READ and are dropped: %s", problem)
-                scores.unlink()
+                logging.error("THE METRICS OF A CHECKPOINT CANNOT BE READ and are dropped: %s", problem)
+                file.unlink()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
-        with self._one_sentence():
+    def __exit__(self, *_: object) -> None:
+        with self._save_errors():
             self._orbax.close()
 
     @contextlib.contextmanager
-    def _one_sentence(self) -> Iterator[None]:
-        """What is wrong with a save that has failed, at once or in the background."""
+    def _save_errors(self) -> Iterator[None]:
+        """Raises a UserError for a save that has failed, at once or in the background."""
         try:
             yield
         except Exception as error:  # of many kinds, of Orbax and of TensorStore below it
-            reason = " ".join(str(error).split())[-300:]
+            reason = " ".join(str(error).split())[-200:]  # the system's own words come last
             raise UserError(
                 f"cannot save a checkpoint in {self._directory} (those before are kept): {reason}"
             ) from error
@@ -83,12 +89,12 @@ class Checkpoints:
         Raises:
           UserError: if this save or the one before it failed, for example because the disk is full.
         """
-        # Apart, so that inference reads the parameters alone.
+        # Two items, so that inference reads the parameters alone.
         parts = {
             "params": state.params,
-            "optimizer": {"state": state.optimizer, "step": state.step},
+            "optimizer": {"state": state.opt_state, "step": state.step},
         }
-        with self._one_sentence():
+        with self._save_errors():
             self._orbax.save_checkpointables_async(
                 int(state.step), parts, metrics=metrics, custom_metadata={"data": data}
             )
@@ -111,7 +117,7 @@ class Checkpoints:
             try:
                 found = self._load(step, like)
             except Exception as error:  # of many kinds, for damaged files
-                problem = " ".join(str(error).split())[:300]
+                problem = shortened(error)
             if distributed.all_true(found is not None):
                 # Only now: what keeps all of them from being read is no damage.
                 self._put_aside(unreadable)
@@ -129,13 +135,13 @@ class Checkpoints:
         path = self._directory / str(step)
         with ocp.Context(multiprocessing_options=alone):
             data = ocp.checkpointables_metadata(path).custom_metadata["data"]
-            optimizer = {"state": like.optimizer, "step": like.step}
+            optimizer = {"state": like.opt_state, "step": like.step}
             loaded = ocp.load_checkpointables(path, {"params": like.params, "optimizer": optimizer})
         state = TrainState(loaded["optimizer"]["step"], loaded["params"], loaded["optimizer"]["state"])
         return jax.block_until_ready(state), data
 
     def _put_aside(self, unreadable: dict[int, str]) -> None:
-        """Moves damaged checkpoints beside the others, so that their steps can be saved again.
+        """Moves damaged checkpoints out of the directory, so that their steps can be saved again.
 
         Args:
           unreadable: what is wrong, by step.
@@ -147,7 +153,7 @@ class Checkpoints:
                     aside = aside.with_name(aside.name + "x")
                 os.replace(self._directory / str(step), aside)
             logging.error(
-                "CHECKPOINT %d CANNOT BE READ and is now %s; going on from one before it. %s",
+                "CHECKPOINT %d CANNOT BE READ and is now %s; resuming from one before it. %s",
                 step,
                 aside,
                 problem,

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from gist_jax.errors import UserError
 from gist_jax.gist import CONDITIONS
-from gist_jax.models.family import FAMILIES
+from gist_jax.models.registry import FAMILIES
 from gist_jax.models.stack import REMAT_POLICIES
 
 # What an evaluation measures, in percent, for every split: ROUGE F-measures and exact match.
@@ -20,7 +21,7 @@ LENGTHS = ("max_new_tokens", "max_input_length")
 
 # Shape of a model with random weights, by family. vocab_size is that of the tokenizer, gist token
 # included, if it is 0, and at least that.
-_MODELS = {
+_MODELS: dict[str, dict[str, Any]] = {
     "llama": {
         "kind": "llama",  # or mistral, qwen2 (biases), qwen3 (normed queries and keys)
         "vocab_size": 0,
@@ -122,6 +123,17 @@ def default(model_family: str = "llama") -> ConfigDict:
     )
 
 
+def flat_config(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a run's config.json, {"a.b": 1} of {"a": {"b": 1}}.
+
+    Those that it does not have, because they are newer than the run, have their defaults.
+    """
+    model = fields.get("model")
+    of_t5 = isinstance(model, dict) and model.get("family") == "t5"
+    usual = default("t5" if of_t5 else "llama").to_dict()
+    return flatten_dict(usual, sep=".") | flatten_dict(fields, sep=".")
+
+
 def evaluation_lengths(evaluation: Mapping[str, Any], split: str) -> dict[str, int]:
     """`max_new_tokens` and `max_input_length` for a split."""
     of_split = evaluation.get("splits", {}).get(split, {})
@@ -180,7 +192,7 @@ def validate(config: ConfigDict) -> None:
     for name in ("optimizer.b1", "optimizer.b2", "dropout"):
         if not 0 <= _field(config, name) < 1:
             raise UserError(f"config.{name} must be in 0 … 1, but is {_field(config, name)}")
-    if config.dropout > 0 and not FAMILIES[family].has_dropout:
+    if config.dropout > 0 and not FAMILIES[family].config.has_dropout:
         raise UserError(f"config.dropout is {config.dropout}, but {family} has no dropout")
     if config.dropout > 0 and config.attention == "cudnn":
         raise UserError("config.attention is 'cudnn', which has no dropout: set config.dropout to 0")
@@ -199,7 +211,7 @@ def validate(config: ConfigDict) -> None:
         )
 
 
-def _field(config: ConfigDict, dotted: str):
+def _field(config: ConfigDict, dotted: str) -> Any:
     for name in dotted.split("."):
         config = config[name]
     return config

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,7 +33,7 @@ def initialize() -> None:
                 raise
         return
     if len(given) < 3 or not all(given[name].isdigit() for name in (COUNT, INDEX)):
-        raise UserError(f"{COORDINATOR} needs the numbers {COUNT} and {INDEX} beside it")
+        raise UserError(f"{COORDINATOR} needs the numbers {COUNT} and {INDEX} too")
     address, count, index = given[COORDINATOR], int(given[COUNT]), int(given[INDEX])
     if index >= count:
         raise UserError(f"{INDEX} is {index}, but must be below {COUNT}, which is {count}")
@@ -71,21 +72,22 @@ class Preemption:
     same step.
     """
 
-    def __init__(self):
-        self._signalled, self._before = False, None
+    def __init__(self) -> None:
+        self._signalled = False
+        self._before: Any = None  # what handled the signal before
 
     def __enter__(self) -> "Preemption":
         if jax.process_count() == 1:
             self._before = signal.signal(signal.SIGTERM, self._notice)
         return self
 
-    def _notice(self, *_) -> None:
+    def _notice(self, *_: object) -> None:
         self._signalled = True
 
     def __call__(self, step: int) -> bool:
         """Whether the run must stop after this step; every process asks after every step."""
         return self._signalled or multihost_utils.reached_preemption_sync_point(step)
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)

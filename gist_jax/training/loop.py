@@ -4,23 +4,24 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
 from gist_jax.data.batching import training_batches
 from gist_jax.errors import Stopped, UserError
-from gist_jax.interop.workdir import CHECKPOINTS
 from gist_jax.models.stack import Params
-from gist_jax.training import sharding
+from gist_jax.sharding import local_rows, place_rows
 from gist_jax.training.checkpoints import Checkpoints
 from gist_jax.training.distributed import Preemption, is_first
 from gist_jax.training.metrics import MetricsWriter, NoMetrics
 from gist_jax.training.optimizer import make_schedule
 from gist_jax.training.run import Run
 from gist_jax.training.step import TrainState
+from gist_jax.workdir import CHECKPOINTS
 
-# Scores of parameters after a step, by name, such as "validation_seen/rougeL".
+# Parameters and their step -> metrics by name, such as "validation_seen/rougeL".
 Evaluate = Callable[[Params, int], dict[str, float]]
 
 
@@ -42,10 +43,10 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
       Diverged: naming the step. The last checkpoint is from before it.
     """
     config, program = run.config, run.program
-    rows = sharding.local_rows(program.rows_on, config.data.batch_size)
+    rows = local_rows(program.batch_sharding, config.data.batch_size)
     batches = training_batches(
         run.splits["train"],
-        run.prompts,
+        run.template,
         batch_size=config.data.batch_size,
         max_length=config.data.max_length,
         max_output_length=config.data.max_output_length,
@@ -65,6 +66,7 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
             state, data = restored
             batches.set_state(data)
         start = int(state.step)
+        writer: MetricsWriter | NoMetrics
         if is_first():
             writer = MetricsWriter(run.workdir, start, config.to_dict(), config.log.wandb)
         else:
@@ -73,7 +75,7 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
         with contextlib.closing(writer), contextlib.closing(report):
             pending = None  # metrics of the step before, read while the device works on the next
             for step in range(start + 1, config.num_steps + 1):
-                batch = sharding.place_rows(next(batches), rows, program.rows_on, config.data.batch_size)
+                batch = place_rows(next(batches), program.batch_sharding, config.data.batch_size)
                 state, metrics = program.step(state, batch)
                 if pending is not None:
                     report(step - 1, pending)
@@ -87,13 +89,13 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
                     pending = None
                     # The loss above is of before the update; what is saved must be sound after it.
                     _check_finite(step, float(program.loss_of_microbatch(state.params, batch)))
-                    scores = evaluate(state.params, step) if evaluates else None
-                    if scores:
-                        writer.write(step, scores)
-                    checkpoints.save(state, batches.get_state(), scores)
+                    evaluated = evaluate(state.params, step) if evaluate and evaluates else None
+                    if evaluated:
+                        writer.write(step, evaluated)
+                    checkpoints.save(state, batches.get_state(), evaluated)
                     report.restart_clock()
                 if stops:
-                    raise Stopped(f"stopped at step {step}: the same command goes on from there")
+                    raise Stopped(f"stopped at step {step}: the same command resumes there")
     return state
 
 
@@ -112,7 +114,14 @@ def _due(step: int, every: int, last: int) -> bool:
 class _Report:
     """Reads the metrics of finished steps: progress bar, log, and the check that they are finite."""
 
-    def __init__(self, writer: MetricsWriter, schedule, every: int, start: int, last: int):
+    def __init__(
+        self,
+        writer: MetricsWriter | NoMetrics,
+        schedule: Callable[[int], Any],
+        every: int,
+        start: int,
+        last: int,
+    ) -> None:
         self._writer, self._schedule, self._every = writer, schedule, every
         self._bar = tqdm(total=last, initial=start, unit="step", desc="training", disable=not is_first())
         self.restart_clock()

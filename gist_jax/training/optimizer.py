@@ -1,8 +1,14 @@
 """AdamW or Adafactor, with clipping and a schedule, from the config."""
 
+from typing import Any
+
 import jax
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
+
+from gist_jax.models.stack import Params
+from gist_jax.sharding import replicated
 
 
 def make_schedule(config: ConfigDict) -> optax.Schedule:
@@ -18,7 +24,7 @@ def make_schedule(config: ConfigDict) -> optax.Schedule:
     )
 
 
-def _decayed(params) -> dict:
+def _decayed(params: Params) -> Params:
     """Which parameters weight decay applies to: all but the scales of norms and biases."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[-1].key not in ("scale", "bias"), params
@@ -44,4 +50,26 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         scale,
         optax.add_decayed_weights(options.weight_decay, mask=_decayed),
         optax.scale_by_learning_rate(make_schedule(config)),
+    )
+
+
+def optimizer_shardings(
+    mesh: Mesh, optimizer: optax.GradientTransformation, shapes: Params, shardings: Any
+) -> Any:
+    """The sharding of every array of the optimizer's state.
+
+    Moments lie where their parameters lie; counters, and Adafactor's sums over a dimension, which are
+    small, on every device.
+
+    Args:
+      shapes: of the parameters, a tree of ShapeDtypeStructs.
+      shardings: of the parameters, the same tree.
+    """
+    return optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda state, param, sharding: sharding if state.shape == param.shape else replicated(mesh),
+        jax.eval_shape(optimizer.init, shapes),
+        shapes,
+        shardings,
+        transform_non_params=lambda _: replicated(mesh),
     )

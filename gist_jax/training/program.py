@@ -11,16 +11,16 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from gist_jax.data.batching import row_lengths
-from gist_jax.models import family
+from gist_jax.models import registry
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
-from gist_jax.training import sharding
-from gist_jax.training.optimizer import make_optimizer
-from gist_jax.training.step import Objective, TrainState, summed_loss, train_step
+from gist_jax.sharding import batch_sharding, param_shardings, replicated, with_shardings
+from gist_jax.training.optimizer import make_optimizer, optimizer_shardings
+from gist_jax.training.step import StepConfig, TrainState, summed_loss, train_step
 
 
 class Program(NamedTuple):
-    """Functions under jit; call and lower them inside `jax.set_mesh(mesh)`."""
+    """The functions of a run under jit; call and lower them inside `jax.set_mesh(mesh)`."""
 
     mesh: Mesh
     params: Params  # ShapeDtypeStructs of the master weights, with shardings
@@ -31,13 +31,13 @@ class Program(NamedTuple):
     loss_of_microbatch: Callable[[Params, dict[str, jax.Array]], jax.Array]
 
     @property
-    def params_on(self) -> Any:
+    def param_shardings(self) -> Any:
         """The sharding of every parameter."""
         return jax.tree.map(lambda x: x.sharding, self.params)
 
     @property
-    def rows_on(self) -> NamedSharding:
-        """The sharding of a batch."""
+    def batch_sharding(self) -> NamedSharding:
+        """The sharding of a batch's rows."""
         return self.batch["tokens"].sharding
 
 
@@ -47,15 +47,15 @@ def make_program(config: ConfigDict, model: ModelConfig, gist_token: int, mesh: 
     Raises:
       UserError: if parameters or rows do not divide over the mesh.
     """
-    rows_on = sharding.batch_sharding(mesh, config.data.batch_size, config.optimizer.accumulate)
-    replicated = sharding.replicated(mesh)
-    shapes = jax.eval_shape(lambda: family.init(model, jax.random.key(0)))
-    params = sharding.placed(shapes, sharding.param_shardings(mesh, family.logical_axes(model), shapes))
-    params_on = jax.tree.map(lambda x: x.sharding, params)
+    accumulate = config.optimizer.accumulate
+    of_batch = batch_sharding(mesh, config.data.batch_size, accumulate)
+    everywhere = replicated(mesh)
+    shapes = jax.eval_shape(lambda: registry.init(model, jax.random.key(0)))
+    of_params = param_shardings(mesh, registry.logical_axes(model), shapes)
     optimizer = make_optimizer(config)
-    moments_on = sharding.optimizer_shardings(mesh, optimizer, shapes, params_on)
-    state_on = TrainState(replicated, params_on, moments_on)
-    objective = Objective(
+    of_optimizer = optimizer_shardings(mesh, optimizer, shapes, of_params)
+    of_state = TrainState._make((everywhere, of_params, of_optimizer))  # shardings for arrays
+    step_config = StepConfig(
         config.condition,
         gist_token,
         dtype=config.dtype,
@@ -65,39 +65,42 @@ def make_program(config: ConfigDict, model: ModelConfig, gist_token: int, mesh: 
         dropout=config.dropout,
         seed=config.seed,
     )
-    accumulate = config.optimizer.accumulate
-    settings = dict(config=model, objective=objective, optimizer=optimizer, accumulate=accumulate)
+    settings: dict[str, Any] = dict(
+        config=model, step_config=step_config, optimizer=optimizer, accumulate=accumulate
+    )
 
     def create(params: Params) -> TrainState:
         return TrainState(jnp.int32(0), params, optimizer.init(params))
 
-    def loss_of_microbatch(params: Params, batch) -> jax.Array:
-        return summed_loss(params, model, objective, jax.tree.map(lambda x: x[::accumulate], batch))
+    def loss_of_microbatch(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
+        return summed_loss(params, model, step_config, jax.tree.map(lambda x: x[::accumulate], batch))
 
     return Program(
         mesh,
-        params,
-        sharding.placed(jax.eval_shape(create, shapes), state_on),
-        _batch(config, model, rows_on),
-        jax.jit(create, donate_argnums=0, out_shardings=state_on),
+        with_shardings(shapes, of_params),
+        with_shardings(jax.eval_shape(create, shapes), of_state),
+        _batch(config, model, of_batch),
+        jax.jit(create, donate_argnums=0, out_shardings=of_state),
         jax.jit(
             functools.partial(train_step, **settings),
             donate_argnums=0,
-            out_shardings=(state_on, replicated),
+            out_shardings=(of_state, everywhere),
         ),
-        jax.jit(loss_of_microbatch, out_shardings=replicated),
+        jax.jit(loss_of_microbatch, out_shardings=everywhere),
     )
 
 
-def _batch(config: ConfigDict, model: ModelConfig, rows_on) -> dict[str, jax.ShapeDtypeStruct]:
-    """See `training_batches`."""
+def _batch(
+    config: ConfigDict, model: ModelConfig, sharding: NamedSharding
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a batch, see `training_batches`."""
     data = config.data
-    lengths = row_lengths(model.decoder_start_token, data.max_length, data.max_output_length)
+    lengths = row_lengths(model.is_encoder_decoder, data.max_length, data.max_output_length)
     return {
         name: jax.ShapeDtypeStruct(
             (data.batch_size, length),
             np.float32 if name == "weights" else np.int32,
-            sharding=rows_on,
+            sharding=sharding,
         )
         for name, length in lengths.items()
     }

@@ -1,5 +1,7 @@
 """What the configs of larger models share: recipes of the paper, and settings for some machines."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from gist_jax.errors import UserError
@@ -7,7 +9,7 @@ from gist_jax.training.config import default
 
 # Machines that a config can be made for, as in --config=configs/llama_7b.py:v5e-64: the number of chips,
 # over how many of them heads and the feed-forward dimension are split, and how many tokens a chip takes
-# at a time. docs/scaling.md has the figures behind them.
+# at a time. docs/scaling.md has the numbers behind them.
 MACHINES = {
     "4xA100-80GB": (4, 1, 8192),
     "8xH100": (8, 1, 8192),
@@ -16,7 +18,7 @@ MACHINES = {
 }
 
 
-def llama(checkpoint: str, **shape) -> ConfigDict:
+def llama(checkpoint: str, **shape: Any) -> ConfigDict:
     """How the paper (arXiv 2304.08467, appendix A) trained LLaMA-7B on Alpaca+, which the defaults are:
     `--config.data.source=DIR` with its splits.
 
@@ -37,7 +39,7 @@ def llama(checkpoint: str, **shape) -> ConfigDict:
     return config
 
 
-def flan_t5(checkpoint: str, **shape) -> ConfigDict:
+def flan_t5(checkpoint: str, **shape: Any) -> ConfigDict:
     """How the paper trained FLAN-T5-XXL on Alpaca+; arguments as of `llama`."""
     config = default("t5")
     config.pretrained = checkpoint
@@ -55,7 +57,7 @@ def flan_t5(checkpoint: str, **shape) -> ConfigDict:
     return config
 
 
-def on(config: ConfigDict, machine: str) -> ConfigDict:
+def for_machine(config: ConfigDict, machine: str) -> ConfigDict:
     """The config with a mesh and microbatches that suit one of MACHINES; unchanged for "".
 
     Raises:

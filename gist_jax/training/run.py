@@ -1,4 +1,4 @@
-"""From a config and a workdir to all that training needs, checked before anything is computed."""
+"""Prepares all that training needs from a config and a workdir, checked before anything is computed."""
 
 import dataclasses
 import functools
@@ -6,8 +6,7 @@ import importlib.util
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from gist_jax.data import instructions
-from gist_jax.data.prompts import Prompts
-from gist_jax.data.sources import EMBEDDED, Example, first, load_splits
+from gist_jax.data.prompt_template import PromptTemplate
+from gist_jax.data.sources import EMBEDDED, Examples, first, load_splits
 from gist_jax.data.tokenization import (
     SPECIAL_TOKENS,
     Tokenizer,
@@ -24,34 +23,35 @@ from gist_jax.data.tokenization import (
     load_tokenizer,
     train_bpe,
 )
-from gist_jax.errors import UserError
-from gist_jax.files import read_json, write_json
-from gist_jax.interop import workdir as files
+from gist_jax.errors import UserError, shortened
 from gist_jax.interop.huggingface import Checkpoint, find
-from gist_jax.models import family
+from gist_jax.io import read_json, write_json
+from gist_jax.models import registry
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
-from gist_jax.training import distributed, sharding
-from gist_jax.training.config import METRICS, evaluation_lengths, validate
+from gist_jax.sharding import batch_sharding, make_mesh
+from gist_jax.training import distributed
+from gist_jax.training.config import METRICS, evaluation_lengths, flat_config, validate
 from gist_jax.training.program import Program, make_program
+from gist_jax.workdir import CHECKPOINTS, CONFIG, TOKENIZER, read_model, write_model
 
-# Fields that change no loss, so a run may go on with others.
-FREE = ("checkpoint", "evaluation", "log", "mesh")
+# Fields that change no loss, so a run may be resumed with others.
+MUTABLE_ON_RESUME = ("checkpoint", "evaluation", "log", "mesh")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run that is ready to start, or to go on."""
+    """A run that is ready to start, or to be resumed."""
 
     config: ConfigDict
     workdir: pathlib.Path
-    splits: dict[str, Sequence[Example]]
-    prompts: Prompts
+    splits: dict[str, Examples]
+    template: PromptTemplate
     model: ModelConfig
     program: Program
     init: Callable[[], Params]  # the parameters to start from, placed on the mesh
 
-    def validation_splits(self) -> dict[str, Sequence[Example]]:
+    def validation_splits(self) -> dict[str, Examples]:
         """The first examples of every split but train, as many as the config asks for."""
         count = self.config.evaluation.num_examples
         return {name: first(split, count) for name, split in self.splits.items() if name != "train"}
@@ -66,12 +66,12 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
     validate(config)
     if config.log.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError("config.log.wandb needs the package wandb: pip install 'gist_jax[wandb]'")
-    mesh = sharding.make_mesh(config)
-    sharding.batch_sharding(mesh, config.data.batch_size, config.optimizer.accumulate)
+    mesh = make_mesh(config.mesh)
+    batch_sharding(mesh, config.data.batch_size, config.optimizer.accumulate)
     if "://" in str(workdir):
         raise UserError(f"{workdir} is no directory: mount the bucket, for example with gcsfuse")
     workdir = pathlib.Path(workdir)
-    goes_on = _check_same_run(config, workdir)
+    resumes = _check_same_run(config, workdir)
     splits = load_splits(config.data.source)
     _check_splits(config, splits)
     for name in set(config.evaluation.splits) - set(splits):
@@ -79,7 +79,7 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
     pretrained = find(config.pretrained) if config.pretrained else None
     checkpoint = Checkpoint(pretrained) if pretrained else None
     tokenizer = (
-        load_tokenizer(workdir / files.TOKENIZER) if goes_on else _tokenizer(config, splits, pretrained)
+        load_tokenizer(workdir / TOKENIZER) if resumes else _tokenizer(config, splits, pretrained)
     )
     if checkpoint is None:
         model = model_config(config, tokenizer.vocab_size)
@@ -88,22 +88,20 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
     _check_positions(config, splits, model)
     program = make_program(config, model, tokenizer.gist_id, mesh)
     if checkpoint is None:
-        random = functools.partial(family.init, model, jax.random.key(config.seed))
-        init = jax.jit(random, out_shardings=program.params_on)
+        random = functools.partial(registry.init, model, jax.random.key(config.seed))
+        init: Callable[[], Params] = jax.jit(random, out_shardings=program.param_shardings)
     else:
-
-        def init() -> Params:
-            return checkpoint.load_for(tokenizer, jnp.float32, program.params_on)
+        init = functools.partial(checkpoint.load_for, tokenizer, jnp.float32, program.param_shardings)
 
     # Of several processes none may look into the workdir after the first has begun to write.
     distributed.check_same(
-        "config, tokenizer and workdir", f"{config} {tokenizer.fingerprint()} {goes_on}"
+        "config, tokenizer and workdir", f"{config} {tokenizer.fingerprint()} {resumes}"
     )
     if distributed.is_first():
-        _describe(config, workdir, tokenizer, model, goes_on)
+        _describe(config, workdir, tokenizer, model, resumes)
     distributed.wait_for_all("described")
-    prompts = Prompts(tokenizer, config.num_gist_tokens, model.decoder_start_token)
-    return Run(config, workdir, splits, prompts, model, program, init)
+    template = PromptTemplate.of_model(model, tokenizer, config.num_gist_tokens)
+    return Run(config, workdir, splits, template, model, program, init)
 
 
 def _check_positions(config: ConfigDict, splits: Iterable[str], model: ModelConfig) -> None:
@@ -122,35 +120,26 @@ def _check_positions(config: ConfigDict, splits: Iterable[str], model: ModelConf
 
 
 def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> bool:
-    """Whether the workdir holds a run to go on with; raises if it is one of another config.
+    """Whether the workdir holds a run to resume; raises if it is one of another config.
 
-    A workdir without a checkpoint holds nothing that could be lost: its run starts again.
+    A workdir without a checkpoint holds nothing that could be lost: its run starts again. A field that
+    the run's config does not have yet counts with its default.
     """
-    path, checkpoints = workdir / files.CONFIG, workdir / files.CHECKPOINTS
+    path, checkpoints = workdir / CONFIG, workdir / CHECKPOINTS
     if not (checkpoints.is_dir() and any(step.name.isdigit() for step in checkpoints.iterdir())):
         return False
-    before, now = _flat(read_json(path)), _flat(config.to_dict())
+    read_model(workdir)  # which refuses what another version of gist_jax has written
+    before, now = flat_config(read_json(path)), flat_config(config.to_dict())
     for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name) and name.split(".")[0] not in FREE:
+        if before.get(name) != now.get(name) and name.split(".")[0] not in MUTABLE_ON_RESUME:
             raise UserError(
                 f"{workdir} holds a run whose config.{name} is {before.get(name)!r}, not "
-                f"{now.get(name)!r}: choose another workdir, or go on with the same config"
+                f"{now.get(name)!r}: choose another workdir, or resume with the same config"
             )
     return True
 
 
-def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    flat = {}
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def _check_splits(config: ConfigDict, splits: dict[str, Sequence[Example]]) -> None:
+def _check_splits(config: ConfigDict, splits: dict[str, Examples]) -> None:
     if "train" not in splits:
         raise UserError(f"{config.data.source} has no train split")
     metrics = [f"{split}/{metric}" for split in splits if split != "train" for metric in METRICS]
@@ -162,7 +151,7 @@ def _check_splits(config: ConfigDict, splits: dict[str, Sequence[Example]]) -> N
 
 
 def _tokenizer(
-    config: ConfigDict, splits: dict[str, Sequence[Example]], pretrained: pathlib.Path | None
+    config: ConfigDict, splits: dict[str, Examples], pretrained: pathlib.Path | None
 ) -> Tokenizer:
     name = config.data.tokenizer
     if name.startswith("bpe:"):
@@ -194,23 +183,23 @@ def model_config(config: ConfigDict, vocab_size: int | None = None) -> ModelConf
         raise UserError("config.model.vocab_size is 0, that of a tokenizer: give a number")
     if vocab_size is not None and 0 < rows < vocab_size:
         raise UserError(f"config.model.vocab_size is {rows}, but the tokenizer has {vocab_size} entries")
-    vocab_size = rows or vocab_size
-    kind = family.FAMILIES[shape.pop("family")]
+    shape["vocab_size"] = rows or vocab_size
+    family = registry.FAMILIES[shape.pop("family")]
     try:
-        return kind(vocab_size=vocab_size, **shape)
+        return family.config(**shape)
     except ValueError as error:
-        raise UserError(f"config.model: {error}") from None
+        raise UserError(f"config.model: {shortened(error)}") from None
 
 
 def _describe(
-    config: ConfigDict, workdir: pathlib.Path, tokenizer: Tokenizer, model: ModelConfig, goes_on: bool
+    config: ConfigDict, workdir: pathlib.Path, tokenizer: Tokenizer, model: ModelConfig, resumes: bool
 ) -> None:
-    """Writes what `files` describes. config.json comes last: with it the description is complete."""
+    """Describes the run in its workdir. config.json comes last: with it the description is complete."""
     workdir.mkdir(parents=True, exist_ok=True)
-    if not goes_on:
-        beside = workdir / f".{os.getpid()}.{files.TOKENIZER}"
-        tokenizer.save(beside)
-        shutil.rmtree(workdir / files.TOKENIZER, ignore_errors=True)
-        os.replace(beside, workdir / files.TOKENIZER)
-        files.save_model(workdir, model, config.condition, config.num_gist_tokens)
-    write_json(workdir / files.CONFIG, config.to_dict())
+    if not resumes:
+        tmp = workdir / f".{os.getpid()}.{TOKENIZER}"
+        tokenizer.save(tmp)
+        shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
+        os.replace(tmp, workdir / TOKENIZER)
+        write_model(workdir, model, config.condition, config.num_gist_tokens)
+    write_json(workdir / CONFIG, config.to_dict())

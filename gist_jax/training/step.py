@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from gist_jax import gist
+from gist_jax.inference.prefill import make_tokens
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.dropout import Dropout
-from gist_jax.models.family import merge
+from gist_jax.models.layers import Implementation
 from gist_jax.models.model import Tokens
+from gist_jax.models.registry import merge
 from gist_jax.models.stack import Params
 
 
@@ -19,26 +21,26 @@ class TrainState(NamedTuple):
 
     step: jax.Array  # int32 scalar: updates made
     params: Params  # the master weights, float32
-    optimizer: Any  # of optax
+    opt_state: Any  # of optax
 
 
-class Objective(NamedTuple):
-    """What is minimized, besides the model's configuration: hashable, static under jit."""
+class StepConfig(NamedTuple):
+    """How a step computes its loss, besides the model's configuration: hashable, static under jit."""
 
     condition: str
     gist_token: int
     dtype: str = "float32"  # of the computation
     param_dtype: str = "float32"  # of the parameters it is done with, and of their gradients
     remat: str = "none"
-    attention: str = "xla"
+    attention: Implementation = "xla"
     dropout: float = 0.0  # rate, for models that have it
     seed: int = 0  # of dropout
 
 
 def logits(
-    params: Params, config: ModelConfig, objective: Objective, batch: dict[str, jax.Array]
+    params: Params, config: ModelConfig, step_config: StepConfig, batch: dict[str, jax.Array]
 ) -> jax.Array:
-    """Scores of every token that is to be predicted, float32 `[B, S, V]`.
+    """Logits of every token that is to be predicted, float32 `[B, S, V]`.
 
     Args:
       params: with stacked layers.
@@ -46,36 +48,36 @@ def logits(
         decoder_tokens and decoder_segment, int `[B, S]`, are what their decoder reads; otherwise S is
         T. Optionally dropout_keys, random keys `[B]`.
     """
-    dtype = jnp.dtype(objective.dtype)
+    dtype = jnp.dtype(step_config.dtype)
 
-    def tokens(name, layout, **options):
-        mask = gist.attention_mask(layout, objective.condition, **options)
+    def tokens(name: str, layout: gist.Layout, **options: Any) -> Tokens:
         # Tokens of a segment are as far apart as their slots, which are the same in all rows.
-        slots = jnp.arange(mask.shape[2])[None]
+        slots = jnp.arange(layout.segment.shape[1])[None]
         positions = slots if config.relative_positions else gist.positions_of(layout.segment)
-        return Tokens(batch[name], positions, gist.mask_to_bias(mask, dtype))
+        settings: dict[str, Any] = dict(condition=step_config.condition, dtype=dtype, **options)
+        return make_tokens(batch[name], layout, positions, **settings)
 
-    layout = gist.layout_of(batch["tokens"], objective.gist_token, batch["segment"])
-    sequences = [tokens("tokens", layout, bidirectional=config.bidirectional)]
-    if "decoder_tokens" in batch:
-        written = gist.following(layout, batch["decoder_segment"])
-        sequences.append(tokens("decoder_tokens", written, before=layout))
-    options = {}
+    layout = gist.layout_of(batch["tokens"], step_config.gist_token, batch["segment"])
+    sequences = [tokens("tokens", layout, bidirectional=config.is_encoder_decoder)]
+    if config.is_encoder_decoder:
+        decoder_layout = gist.following(layout, batch["decoder_segment"])
+        sequences.append(tokens("decoder_tokens", decoder_layout, before=layout))
+    options: dict[str, Any] = {}
     if "dropout_keys" in batch:
-        options["dropout"] = Dropout(objective.dropout, batch["dropout_keys"])
+        options["dropout"] = Dropout(step_config.dropout, batch["dropout_keys"])
     model = merge(params, config)
     hidden = model.forward(
         *sequences,
         dtype=dtype,
-        remat=objective.remat,
-        implementation=objective.attention,
+        remat=step_config.remat,
+        implementation=step_config.attention,
         **options,
     )
     return model.logits(hidden)
 
 
 def summed_loss(
-    params: Params, config: ModelConfig, objective: Objective, batch: dict[str, jax.Array]
+    params: Params, config: ModelConfig, step_config: StepConfig, batch: dict[str, jax.Array]
 ) -> jax.Array:
     """Sum over tokens of weight × cross-entropy, float32 scalar.
 
@@ -83,7 +85,7 @@ def summed_loss(
       batch: that of `logits`, and targets, int, and weights, float32, `[B, S]`. Where a weight is 0 the
         target does not matter.
     """
-    predicted = logits(params, config, objective, batch)
+    predicted = logits(params, config, step_config, batch)
     losses = optax.softmax_cross_entropy_with_integer_labels(predicted, batch["targets"])
     return jnp.sum(losses * batch["weights"])
 
@@ -93,7 +95,7 @@ def train_step(
     batch: dict[str, jax.Array],
     *,
     config: ModelConfig,
-    objective: Objective,
+    step_config: StepConfig,
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -107,22 +109,22 @@ def train_step(
     Returns:
       The new state, and float32 scalars: loss, grad_norm (before clipping), tokens (not padding).
     """
-    if objective.dropout > 0:
-        of_step = jax.random.fold_in(jax.random.key(objective.seed), state.step)
+    if step_config.dropout > 0:
+        of_step = jax.random.fold_in(jax.random.key(step_config.seed), state.step)
         batch = {**batch, "dropout_keys": jax.random.split(of_step, batch["tokens"].shape[0])}
     # Rounded once, not at every use: the gradients have this dtype too.
-    params = jax.tree.map(lambda x: x.astype(objective.param_dtype), state.params)
+    params = jax.tree.map(lambda x: x.astype(step_config.param_dtype), state.params)
     gradient = jax.value_and_grad(summed_loss)
     if accumulate == 1:
-        loss, grads = gradient(params, config, objective, batch)
+        loss, grads = gradient(params, config, step_config, batch)
     else:
         # Row i goes to microbatch i % accumulate, so that every device keeps its own rows.
         microbatches = jax.tree.map(
             lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
         )
 
-        def add(total, microbatch):
-            part = gradient(params, config, objective, microbatch)
+        def add(total: tuple[jax.Array, Params], microbatch: dict[str, jax.Array]) -> tuple[Any, None]:
+            part = gradient(params, config, step_config, microbatch)
             return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, part), None
 
         shapes = jnp.zeros(()), state.params
@@ -131,7 +133,7 @@ def train_step(
 
     weight = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
     grads = jax.tree.map(lambda g: g.astype(jnp.float32) / weight, grads)
-    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {
         "loss": loss / weight,
@@ -142,4 +144,4 @@ def train_step(
             if name in batch
         ),
     }
-    return TrainState(state.step + 1, params, optimizer_state), metrics
+    return TrainState(state.step + 1, params, opt_state), metrics

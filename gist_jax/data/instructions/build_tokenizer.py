@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from gist_jax.data.instructions.corpus import TOKENIZER_FILE, human_examples
 from gist_jax.data.instructions.families import FAMILIES
 from gist_jax.data.instructions.words import lexicon
-from gist_jax.files import whole_file
+from gist_jax.io import atomic_write
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
 PUNCTUATION = (".", ",", ":", ";", "?", "!")
@@ -40,14 +40,14 @@ def build_tokenizer() -> Tokenizer:
 
 
 def tokenizer_text() -> str:
-    """What the shipped file has to be."""
+    """The text of the tokenizer file that the package ships."""
     return build_tokenizer().to_str(pretty=True) + "\n"
 
 
 def main() -> None:
     """Rewrites tokenizer.json."""
-    with whole_file(pathlib.Path(__file__).with_name(TOKENIZER_FILE)) as beside:
-        beside.write_text(tokenizer_text(), encoding="utf-8")
+    with atomic_write(pathlib.Path(__file__).with_name(TOKENIZER_FILE)) as tmp:
+        tmp.write_text(tokenizer_text(), encoding="utf-8")
 
 
 if __name__ == "__main__":

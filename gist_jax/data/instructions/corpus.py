@@ -17,6 +17,7 @@ import itertools
 import json
 import operator
 import random
+from collections.abc import Iterator
 
 from tokenizers import Tokenizer
 
@@ -99,6 +100,9 @@ class Corpus:
         if self.split == "validation_human":
             return len(human_examples())
         return TRAIN_LENGTH if self.split == "train" else VALIDATION_LENGTH
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int) -> dict[str, str]:
         index = operator.index(index)

@@ -63,7 +63,8 @@ class Family:
     @cached_property
     def _arguments_by_use(self) -> dict[str, tuple[Arguments, ...]]:
         """All arguments, by use: "train", "combination" or "value" (the latter two held out)."""
-        combinations, with_held_out_value = [], []
+        combinations: list[Arguments] = []
+        with_held_out_value: list[Arguments] = []
         for values in itertools.product(*self.fields.values()):
             if len(set(values)) < len(values):
                 continue  # "say red if ..., otherwise red" is no instruction

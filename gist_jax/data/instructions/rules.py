@@ -27,7 +27,8 @@ def nouns(
 ) -> list[str]:
     """3 to `longest` distinct nouns, leaning to one category so that it occurs often."""
     leaning = CATEGORIES[category or rng.choice(tuple(CATEGORIES))]
-    length, words = rng.randint(3, longest), []
+    length = rng.randint(3, longest)
+    words: list[str] = []
     while len(words) < length:
         word = rng.choice(leaning if rng.random() < 0.4 else NOUNS)
         if word not in words and word in pool:

@@ -5,8 +5,8 @@
 
 The published pipeline writes line breaks around the gist tokens. Of these LLaMA's tokenizer leaves
 nothing, and T5's the one before the gist tokens, as a lone ▁. So the text before, after, and in the
-output is tokenized apart: what follows the gist tokens never depends on the instruction, which is what
-lets caches be reused. For T5 it decodes and encodes a prompt once more, which loses the white space
+output is tokenized by itself: what follows the gist tokens never depends on the instruction, which is
+what lets caches be reused. For T5 it decodes and encodes a prompt once more, which loses the white space
 before punctuation and contractions.
 """
 
@@ -14,27 +14,44 @@ import dataclasses
 
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
+from gist_jax.models.config import ModelConfig, T5Config
 
-# What the decoder of that day's transformers tidied up, in this order.
-TIDIED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+# Before these the decoder of that day's transformers removed spaces, in this order.
+UNSPACED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 
-def tidied(text: str) -> str:
-    """Text as it comes out of being encoded and decoded by T5's tokenizer as published."""
+def clean_up_tokenization_spaces(text: str) -> str:
+    """Text as it comes out of being encoded and decoded by T5's tokenizer as published.
+
+    "a cup , please ." -> "a cup, please."
+    """
     text = " ".join(text.split())
-    for found in TIDIED:
+    for found in UNSPACED:
         text = text.replace(found, found.strip())
     return text
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompts:
-    """Writes the prompts of a model."""
+class PromptTemplate:
+    """How the prompts of a model are written."""
 
     tokenizer: Tokenizer
     num_gist_tokens: int
     # What the decoder of an encoder-decoder reads first; None if the output continues the prompt.
     decoder_start_token: int | None = None
+
+    @classmethod
+    def of_model(
+        cls, config: ModelConfig, tokenizer: Tokenizer, num_gist_tokens: int
+    ) -> "PromptTemplate":
+        """The template of a model."""
+        start = config.decoder_start_token if isinstance(config, T5Config) else None
+        return cls(tokenizer, num_gist_tokens, start)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether the output is a sequence of its own."""
+        return self.decoder_start_token is not None
 
     def instruction_ids(self, instruction: str, max_length: int | None = None) -> list[int]:
         """Ids of what is compressed: the instruction, and the gist tokens it is compressed into.
@@ -51,7 +68,7 @@ class Prompts:
         tokenizer = self.tokenizer
         ids = self._encode(f"Instruction: {instruction}".rstrip())
         gists = [tokenizer.gist_id] * self.num_gist_tokens
-        if self.decoder_start_token is None:
+        if not self.is_encoder_decoder:
             if tokenizer.bos_id is not None:
                 ids = [tokenizer.bos_id, *ids]
         elif tokenizer.space_id is not None:
@@ -63,7 +80,7 @@ class Prompts:
     def input_ids(self, text: str) -> list[int]:
         """Ids of what follows the gist tokens, up to where the output begins."""
         own = self._input_text_ids(text)
-        if self.decoder_start_token is not None:
+        if self.is_encoder_decoder:
             return [*own, self.tokenizer.eos_id]
         return self.tokenizer.encode(f"Input: {text}\nOutput:" if own else "Output:")
 
@@ -71,7 +88,9 @@ class Prompts:
         return self._encode(f"Input: {text}") if text.strip() else []
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text if self.decoder_start_token is None else tidied(text))
+        return self.tokenizer.encode(
+            clean_up_tokenization_spaces(text) if self.is_encoder_decoder else text
+        )
 
     def prompt_ids(self, instruction: str, text: str, max_length: int) -> list[int]:
         """Ids of a whole prompt, at most `max_length`.

@@ -1,34 +1,33 @@
-"""Programs of a config, compiled for TPUs that are not there: what they need, and what they cost.
+"""A run's programs, compiled ahead of time for TPUs that are not there: what they need and cost.
 
 The topology is described by libtpu, which compiles without a TPU. What XLA leaves open, the executions
-of loops, is counted in `collectives` and `matmul`.
+of loops, is counted in gist_jax.cost_model.
 """
 
 import functools
 import math
 import re
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gist_jax.benchmark import programs
-from gist_jax.benchmark.collectives import KINDS, collectives, moved
-from gist_jax.benchmark.devices import named
-from gist_jax.benchmark.matmul import matmul_flops
-from gist_jax.benchmark.roofline import Roofline, roofline
-from gist_jax.errors import UserError
+from gist_jax.cost_model.collectives import KINDS, bytes_sent, collectives
+from gist_jax.cost_model.devices import Roofline, named, roofline
+from gist_jax.cost_model.jaxpr import matmul_flops
+from gist_jax.errors import UserError, shortened
 from gist_jax.inference.buckets import bucket
-from gist_jax.models import family
-from gist_jax.models.axes import spec, ways
-from gist_jax.models.cache import AXES
+from gist_jax.inference.decode import first_token, next_token
+from gist_jax.models import registry
 from gist_jax.models.config import ModelConfig
-from gist_jax.models.stack import unstacked
-from gist_jax.training import sharding
+from gist_jax.models.stack import Params, unstacked
+from gist_jax.sharding import make_mesh, named_sharding, num_shards, param_shardings, with_shardings
 from gist_jax.training.program import make_program
 from gist_jax.training.run import model_config
 
@@ -36,7 +35,7 @@ PROGRAMS = ("train", "prefill", "decode")
 
 
 class Report(NamedTuple):
-    """Of one program. Bytes are those of one chip; FLOPs are those of matrix products on all chips."""
+    """What one program needs and costs: bytes of one chip, and FLOPs of matmuls on all chips."""
 
     program: str
     mesh: dict[str, int]  # chips along each axis
@@ -49,7 +48,7 @@ class Report(NamedTuple):
     tokens: int  # processed by one execution
     flops: int  # executed, those of recomputation included
     model_flops: int  # without recomputation
-    moved: dict[str, int]  # bytes sent, by kind of collective
+    bytes_sent: dict[str, int]  # by kind of collective
     # Memory is counted for arguments and results once, and for temporary arrays written and read once: a
     # lower bound.
     roofline: Roofline
@@ -93,8 +92,7 @@ def slice_of(topology: str) -> Sequence[jax.Device]:
     try:
         return topologies.get_topology_desc(topology, "tpu", **options).devices
     except Exception as error:  # of many kinds
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot describe the TPU slice {topology!r}: {reason}") from None
+        raise UserError(f"cannot describe the TPU slice {topology!r}: {shortened(error)}") from None
 
 
 def compile_ahead(config: ConfigDict, devices: Sequence[jax.Device], program: str) -> Report:
@@ -107,13 +105,13 @@ def compile_ahead(config: ConfigDict, devices: Sequence[jax.Device], program: st
       UserError: if the config does not fit the mesh.
     """
     model = model_config(config)
-    mesh = sharding.make_mesh(config, devices)
+    mesh = make_mesh(config.mesh, devices)
     make = {"train": _train, "prefill": _prefill, "decode": _decode}[program]
     work = make(config, model, mesh)
     with jax.set_mesh(mesh):
         lowered = work.function.trace(*work.arguments).lower(lowering_platforms=("tpu",))
         accelerator = named(devices[0].device_kind)
-        described = dict(
+        described: dict[str, Any] = dict(
             program=program,
             mesh=dict(mesh.shape),
             parameters=_bytes_of_one(work.parameters),
@@ -138,25 +136,52 @@ def compile_ahead(config: ConfigDict, devices: Sequence[jax.Device], program: st
                 activations=activations,
                 total=total,
                 memory=memory,
-                moved={},
+                bytes_sent={},
                 roofline=nothing,
             )
     needs = compiled.memory_analysis()
     lasting = needs.argument_size_in_bytes + needs.output_size_in_bytes
     temporary = needs.temp_size_in_bytes
-    found = collectives(compiled.as_text())
-    sent = {kind: sum(moved(c) * c.times for c in found if c.kind == kind) for kind in KINDS}
+    found = collectives(_text(compiled))
+    sent = {kind: sum(bytes_sent(c) * c.times for c in found if c.kind == kind) for kind in KINDS}
     return Report(
         **described,
         activations=temporary,
         # What is donated serves the arguments and the results alike.
         total=lasting - needs.alias_size_in_bytes + temporary + needs.generated_code_size_in_bytes,
         memory=accelerator.memory,
-        moved=sent,
+        bytes_sent=sent,
         roofline=roofline(
             accelerator, work.flops / len(devices), lasting + 2 * temporary, sum(sent.values())
         ),
     )
+
+
+def _text(compiled: jax.stages.Compiled) -> str:
+    """The text of a compiled program.
+
+    Raises:
+      UserError: if libtpu is not of the version that jax asks for, and its programs cannot be read.
+    """
+    try:
+        text = compiled.as_text()
+    except Exception as error:  # of XLA, or of protobuf
+        found, wanted = _libtpu_versions()
+        if f"{found}.".startswith(f"{wanted}."):
+            raise
+        raise UserError(
+            f"libtpu {found} writes programs that jaxlib {jaxlib.__version__} cannot read: it needs "
+            f"libtpu {wanted} (pip install 'gist_jax[tpu]'): {shortened(error)}"
+        ) from None
+    assert text is not None  # programs for TPUs have it
+    return text
+
+
+def _libtpu_versions() -> tuple[str, str]:
+    """The version of libtpu that is installed, and the one that jax asks for."""
+    asked = [r for r in metadata.requires("jax") or () if r.startswith("libtpu")]
+    found = re.search(r"==([\d.]*\d)", asked[0]) if asked else None
+    return metadata.version("libtpu"), found[1] if found else "of its own"
 
 
 class _Work(NamedTuple):
@@ -172,8 +197,8 @@ class _Work(NamedTuple):
     model_flops: int = 0
 
 
-def _bytes_of_one(tree) -> int:
-    """Of what one chip holds of ShapeDtypeStructs with shardings."""
+def _bytes_of_one(tree: Any) -> int:
+    """Bytes that one chip holds of ShapeDtypeStructs with shardings."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
@@ -190,7 +215,7 @@ def _train(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> _Work:
         program.step,
         arguments,
         parameters=program.state.params,
-        optimizer=program.state.optimizer,
+        optimizer=program.state.opt_state,
         tokens=sum(math.prod(program.batch[n].shape) for n in program.batch if n.endswith("tokens")),
         flops=matmul_flops(program.step, *arguments),
         model_flops=matmul_flops(plain.step, *arguments),
@@ -200,8 +225,10 @@ def _train(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> _Work:
 def _prefill(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> _Work:
     params, tokens, segment = _prompts(config, model, mesh)
     max_new = bucket(config.evaluation.max_new_tokens, smallest=16)
-    settings = dict(condition=config.condition, gist_token=model.vocab_size - 1, max_new=max_new)
-    function = jax.jit(functools.partial(programs.first_token, config=model, **settings))
+    settings: dict[str, Any] = dict(
+        condition=config.condition, gist_token=model.vocab_size - 1, max_new=max_new
+    )
+    function = jax.jit(functools.partial(first_token, config=model, **settings))
     arguments = params, tokens, segment, None
     flops = matmul_flops(function, *arguments)
     return _Work(
@@ -218,45 +245,48 @@ def _decode(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> _Work:
     before = _prefill(config, model, mesh)
     params, tokens, *_ = before.arguments
 
-    def placed(x: jax.ShapeDtypeStruct, names=None) -> jax.ShapeDtypeStruct:
-        names = names or (AXES if x.ndim == 4 else ("batch", "length", "hidden")[: x.ndim])
-        on = NamedSharding(mesh, spec(mesh, names, x.shape))
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on)
+    def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        axes = ("batch", "length", "hidden", "hidden")[: x.ndim]
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=named_sharding(mesh, axes, x.shape))
 
-    def of_cache(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return placed(x, AXES[-x.ndim :])  # of one row it has no batch
-
-    prompt, token = jax.tree.map(placed, jax.eval_shape(before.function, *before.arguments))
-
-    function = jax.jit(functools.partial(programs.next_token, config=model), donate_argnums=2)
-    prompt, cache = programs.apart(prompt)
-    cache = jax.tree.map(of_cache, cache)
-    arguments = params, prompt, cache, token, jax.ShapeDtypeStruct((), jnp.int32)
+    prefilled, state, token = jax.eval_shape(before.function, *before.arguments)
+    prefilled = prefilled._replace(
+        hidden=placed(prefilled.hidden),
+        context=tuple(cache.with_shardings(mesh) for cache in prefilled.context),
+        visible=placed(prefilled.visible),
+    )
+    state = jax.tree.map(placed, state._replace(cache=()))._replace(
+        cache=state.cache.with_shardings(mesh)
+    )
+    function = jax.jit(functools.partial(next_token, config=model), donate_argnums=2)
+    arguments = params, prefilled, state, placed(token)
     flops = matmul_flops(function, *arguments)
     return _Work(
         function,
         arguments,
         parameters=params,
-        cache=(prompt.context, cache),
+        cache=(prefilled.context, state.cache),
         tokens=tokens.shape[0],
         flops=flops,
         model_flops=flops,
     )
 
 
-def _prompts(config: ConfigDict, model: ModelConfig, mesh: Mesh):
-    """Parameters and a batch of prompts, as an evaluation has them."""
+def _prompts(
+    config: ConfigDict, model: ModelConfig, mesh: Mesh
+) -> tuple[Params, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Parameters, and tokens and segment of a batch of prompts, as an evaluation has them."""
 
-    def stacked():
-        params = family.init(model, jax.random.key(0), jnp.dtype(config.dtype))
+    def stacked() -> Params:
+        params = registry.init(model, jax.random.key(0), jnp.dtype(config.dtype))
         return unstacked(params)
 
     shapes = jax.eval_shape(stacked)
-    on = sharding.param_shardings(mesh, family.logical_axes(model, stacked=False), shapes)
-    params = sharding.placed(shapes, on)
+    axes = registry.logical_axes(model, stacked=False)
+    params = with_shardings(shapes, param_shardings(mesh, axes, shapes))
     rows = config.evaluation.batch_size
-    rows += -rows % ways(mesh, "batch")
+    rows += -rows % num_shards(mesh, "batch")
     shape = rows, bucket(config.evaluation.max_input_length, smallest=16)
-    rows_on = NamedSharding(mesh, spec(mesh, ("batch", "length"), shape))
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows_on)
+    sharding = named_sharding(mesh, ("batch", "length"), shape)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
     return params, tokens, tokens

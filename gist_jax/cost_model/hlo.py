@@ -7,6 +7,12 @@ from typing import NamedTuple
 import jax
 
 
+def matched(match: re.Match[str] | None) -> re.Match[str]:
+    """The match of a pattern that XLA's text always has."""
+    assert match is not None
+    return match
+
+
 class Operation(NamedTuple):
     """A line `name = shape opcode(arguments), attributes`."""
 
@@ -18,12 +24,15 @@ class Operation(NamedTuple):
     attributes: str
 
     def operands(self) -> list[str]:
+        """Names of the operations it takes."""
         return _NAME.findall(self.arguments)
 
     def attribute(self, name: str) -> str:
-        return re.search(rf"\b{name}=%?([\w.-]+)", self.attributes)[1]
+        """Value of an attribute, such as the body of a loop."""
+        return matched(re.search(rf"\b{name}=%?([\w.-]+)", self.attributes))[1]
 
     def called(self) -> list[str]:
+        """Names of the computations it runs."""
         return [name for names in _CALLED.findall(self.attributes) for name in _NAME.findall(names)]
 
 
@@ -42,10 +51,10 @@ def parse(text: str) -> Program:
     """Reads the text of a program compiled for CPUs, GPUs or TPUs."""
     program: Program = {}
     for line in text.splitlines():
-        if found := _COMPUTATION.match(line):
-            computation = program.setdefault(MAIN if found[1] else found[2], {})
-        elif found := _OPERATION.match(line):
-            computation[found[2]] = Operation(*found.groups())
+        if match := _COMPUTATION.match(line):
+            computation = program.setdefault(MAIN if match[1] else match[2], {})
+        elif match := _OPERATION.match(line):
+            computation[match[2]] = Operation(*match.groups())
     return program
 
 
@@ -54,7 +63,9 @@ def bytes_accessed(compiled: jax.stages.Compiled) -> float:
 
     XLA takes a table as read whole where a fusion looks up some rows. Here it is these rows.
     """
-    program = parse(compiled.as_text())
+    text, analysis = compiled.as_text(), compiled.cost_analysis()
+    assert text is not None and analysis is not None  # every platform has them
+    program = parse(text)
     del program[MAIN]
     unread = 0
     for computation in program.values():
@@ -63,13 +74,13 @@ def bytes_accessed(compiled: jax.stages.Compiled) -> float:
                 table = computation[operation.operands()[0]]
                 if table.opcode == "parameter":
                     unread += shape_bytes(table.shape) - shape_bytes(operation.shape)
-    return compiled.cost_analysis()["bytes accessed"] - unread
+    return analysis["bytes accessed"] - unread
 
 
 def shape_bytes(shape: str) -> int:
-    """Of an array or of all arrays of a tuple, `(bf16[2,3]{1,0}, f32[])`."""
+    """Bytes of an array, or of all arrays of a tuple, `(bf16[2,3]{1,0}, f32[])`."""
     total = 0
     for dtype, dimensions in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", shape):
-        bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+        bits = 8 if dtype == "pred" else int(matched(re.search(r"\d+", dtype))[0])
         total += -(-bits * math.prod(map(int, filter(None, dimensions.split(",")))) // 8)
     return total

@@ -4,6 +4,8 @@ Parameters are nested dicts of arrays everywhere but in the model files.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,42 +17,45 @@ from gist_jax.models.model import Model
 from gist_jax.models.stack import Params, is_stacked
 from gist_jax.models.t5 import T5
 
-# Name -> configuration.
-FAMILIES: dict[str, type] = {"llama": LlamaConfig, "t5": T5Config}
-_MODULES = {LlamaConfig: Llama, T5Config: T5}
+
+class Family(NamedTuple):
+    """A family of models: the class of its configurations and that of its modules."""
+
+    config: type[ModelConfig]
+    module: Callable[..., nnx.Module]  # of a configuration, dtype, whether stacked, and rngs
 
 
-def name_of(config: ModelConfig) -> str:
-    """Name in FAMILIES."""
-    return next(name for name, kind in FAMILIES.items() if isinstance(config, kind))
+# Name -> family. A configuration names its own: `config.family`.
+FAMILIES = {"llama": Family(LlamaConfig, Llama), "t5": Family(T5Config, T5)}
 
 
-def init(config: ModelConfig, key: jax.Array, dtype=jnp.float32) -> Params:
+def init(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
     """Random parameters with stacked layers: nested dict of arrays of `dtype`."""
-    model = _MODULES[type(config)](config, dtype, stacked=True, rngs=nnx.Rngs(params=key))
+    module = FAMILIES[config.family].module
+    model = module(config, dtype, stacked=True, rngs=nnx.Rngs(params=key))
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
 def merge(params: Params, config: ModelConfig) -> Model:
-    """The model of parameters, whose layers are stacked (for `forward`) or apart (for all else)."""
+    """The model of parameters, whose layers are stacked (for `forward`) or unrolled (for all else)."""
     return nnx.merge(_abstract(config, is_stacked(params))[0], params)
 
 
 @functools.lru_cache
-def _abstract(config: ModelConfig, stacked: bool):
+def _abstract(config: ModelConfig, stacked: bool) -> tuple[Any, Any]:
     """Structure and abstract state of a model, without computing a single parameter."""
-    module = _MODULES[type(config)]
+    module = FAMILIES[config.family].module
     return nnx.split(nnx.eval_shape(lambda: module(config, jnp.float32, stacked, nnx.Rngs(params=0))))
 
 
 def logical_axes(config: ModelConfig, stacked: bool = True) -> Params:
-    """The name of every dimension of every parameter: nested dict of tuples of str.
+    """The logical axis of every dimension of every parameter: nested dict of tuples of str.
 
     Args:
-      stacked: whether layers are stacked, and have a name for that dimension, or apart.
+      stacked: whether layers are stacked, and have a name for that dimension, or unrolled.
     """
 
-    def axes(path, parameter):
+    def axes(path: tuple[Any, ...], parameter: nnx.Variable) -> tuple[str, ...]:
         layered = stacked and any(getattr(key, "key", None) == "layers" for key in path)
         return (*(("layers",) if layered else ()), *parameter.get_metadata()["axes"])
 

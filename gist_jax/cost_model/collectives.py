@@ -1,7 +1,7 @@
 """What the devices that run a compiled program send each other, read from its text.
 
 The text has a collective once that a loop repeats, and a TPU's text has one several times that runs
-beside several other operations. Here each counts as often as it runs.
+alongside several other operations. Here each counts as often as it runs.
 """
 
 import math
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gist_jax.benchmark.hlo import MAIN, Computation, Operation, Program, parse, shape_bytes
+from gist_jax.cost_model.hlo import MAIN, Computation, Operation, Program, matched, parse, shape_bytes
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -25,12 +25,12 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """Those of a program, `compiled.as_text()`, compiled for CPUs, GPUs or TPUs.
+    """The collectives of a program, `compiled.as_text()`, compiled for CPUs, GPUs or TPUs.
 
     Of a conditional all branches count.
 
     Raises:
-      ValueError: if it cannot be found how often a loop with collectives in it turns.
+      ValueError: if the trip count of a loop with collectives in it cannot be found.
     """
     program = parse(text)
     header = text.partition("\n")[0]
@@ -38,7 +38,7 @@ def collectives(text: str) -> list[Collective]:
     return list(_inside(program, devices, MAIN, ""))
 
 
-def moved(collective: Collective) -> int:
+def bytes_sent(collective: Collective) -> int:
     """Bytes that one device sends in one execution, in a ring."""
     whole, n = collective.bytes, collective.group_size
     if collective.kind == "collective-permute":
@@ -58,20 +58,20 @@ def _inside(program: Program, devices: int, name: str, loop: str) -> Iterator[Co
     for operation in computation.values():
         kind = operation.opcode.removesuffix("-start")
         if kind in KINDS:
-            if not _goes_on(name, computation, operation):
+            if not _is_continuation(name, computation, operation):
                 yield _collective(kind, name, computation, operation, devices, loop)
         elif operation.opcode == "while":
             body = operation.attribute("body")
             found = list(_inside(program, devices, body, body))
-            turns = _turns(program, computation, operation) if found else 0
-            yield from (inner._replace(times=inner.times * turns) for inner in found)
+            trips = trip_count(program, computation, operation) if found else 0
+            yield from (inner._replace(times=inner.times * trips) for inner in found)
         elif not operation.opcode.endswith(("-update", "-done")):  # they name what -start has called
             for called in operation.called():
                 yield from _inside(program, devices, called, loop)
 
 
-def _goes_on(name: str, computation: Computation, operation: Operation) -> bool:
-    """Whether it is a later part of what another of a TPU's fusions began, by AsyncCollectiveStart."""
+def _is_continuation(name: str, computation: Computation, operation: Operation) -> bool:
+    """Whether an operation is a later part of what a TPU's AsyncCollectiveStart began."""
     return name.startswith("async_collective_fusion") or any(
         '"AsyncCollectiveDone"' in user.attributes for user in _users(computation, operation)
     )
@@ -106,22 +106,25 @@ def _end(computation: Computation, operation: Operation) -> Operation:
 
 
 def _group_size(attributes: str) -> int:
-    """Of `{{0,1},{2,3}}`, `[2,8]<=[16]`, `mesh['x'=2,'y'=8] {'y'}`; 0 of `{}`, which is all devices."""
-    groups = re.search(r"replica_groups=(.*)", attributes)[1].replace("'", "")
-    if found := re.match(r"\[\d+,(\d+)\]", groups):
-        return int(found[1])
-    if found := re.match(r"mesh\[(.*?)\].*?\{(.*?)\}", groups):
-        sizes = dict(axis.split("=") for axis in found[1].split(","))
+    """The size of the groups that exchange data; 0 if that is all devices.
+
+    They are written `{{0,1},{2,3}}`, `[2,8]<=[16]` or `mesh['x'=2,'y'=8] {'y'}`; all devices are `{}`.
+    """
+    groups = matched(re.search(r"replica_groups=(.*)", attributes))[1].replace("'", "")
+    if match := re.match(r"\[\d+,(\d+)\]", groups):
+        return int(match[1])
+    if match := re.match(r"mesh\[(.*?)\].*?\{(.*?)\}", groups):
+        sizes = dict(axis.split("=") for axis in match[1].split(","))
         # A part of an axis is written `x:(size of the parts before it)size`.
-        axes = (axis.partition(":") for axis in found[2].split(","))
+        axes = (axis.partition(":") for axis in match[2].split(","))
         return math.prod(int(part.partition(")")[2] or sizes[axis]) for axis, _, part in axes)
-    first = re.match(r"\{\{?([\d,]*)\}", groups)[1]
+    first = matched(re.match(r"\{\{?([\d,]*)\}", groups))[1]
     return len(first.split(",")) if first else 0
 
 
 def _longest_chain(attributes: str) -> int:
     """Devices along which data would travel by `source_target_pairs={{0,1},{1,0},{2,3},{3,2}}`: 2."""
-    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)[1]
+    pairs = matched(re.search(r"source_target_pairs=\{(.*?)\}\}", attributes))[1]
     targets = dict(re.findall(r"(\d+),(\d+)", pairs))
     longest = 0
     for device in targets:
@@ -133,8 +136,8 @@ def _longest_chain(attributes: str) -> int:
     return longest
 
 
-def _turns(program: Program, around: Computation, loop: Operation) -> int:
-    """How often a loop turns: noted beside it, or seen from its counter's start, step and bound."""
+def trip_count(program: Program, around: Computation, loop: Operation) -> int:
+    """How often the body of a loop runs: as noted, or by its counter's start, step and bound."""
     if noted := re.search(r'known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)', loop.attributes):
         return int(noted[1])
     condition, body = (program[loop.attribute(name)] for name in ("condition", "body"))
@@ -150,7 +153,7 @@ def _turns(program: Program, around: Computation, loop: Operation) -> int:
             return -(-(int(bound.arguments) - int(start.arguments)) // step)
     except (IndexError, TypeError, ValueError):
         pass  # something is not there, or no number
-    raise ValueError(f"loop {loop.name} does not show how often it turns")
+    raise ValueError(f"loop {loop.name} does not show its trip count")
 
 
 def _root(computation: Computation) -> Operation:

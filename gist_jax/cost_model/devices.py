@@ -1,4 +1,4 @@
-"""What the makers say their accelerators can do."""
+"""What the makers say their accelerators can do, and how long a program takes by that."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ _GIB = 2**30
 class Accelerator(NamedTuple):
     """One chip, at its best."""
 
-    flops: float  # FLOP/s of dense bfloat16 matrix products
+    flops: float  # FLOP/s of dense bfloat16 matmuls
     memory: int  # bytes
     memory_bandwidth: float  # bytes/s
     interconnect: float  # bytes/s sent over all links to other chips together, in one direction
@@ -23,7 +23,7 @@ ACCELERATORS: dict[str, Accelerator] = {
     # SXM, 12 NVLinks of 25e9.
     # https://www.nvidia.com/en-us/data-center/a100/ https://jax-ml.github.io/scaling-book/gpus/
     "A100-80GB": Accelerator(312e12, 80 * _GIB, 2039e9, 300e9, ("NVIDIA A100-SXM4-80GB",)),
-    # SXM, 18 NVLinks of 25e9. NVIDIA's first number is with sparsity, twice that of dense products.
+    # SXM, 18 NVLinks of 25e9. NVIDIA's first number is with sparsity, twice that of dense matmuls.
     # https://www.nvidia.com/en-us/data-center/h100/ https://jax-ml.github.io/scaling-book/gpus/
     "H100": Accelerator(989.4e12, 80 * _GIB, 3.35e12, 450e9, ("NVIDIA H100 80GB HBM3",)),
     # https://www.nvidia.com/en-us/data-center/h200/ https://jax-ml.github.io/scaling-book/gpus/
@@ -42,7 +42,7 @@ ACCELERATORS: dict[str, Accelerator] = {
 
 
 def named(device_kind: str) -> Accelerator:
-    """The accelerator that JAX calls so.
+    """The accelerator of a `device_kind` of JAX.
 
     Raises:
       UserError: if it is none of ACCELERATORS.
@@ -52,3 +52,36 @@ def named(device_kind: str) -> Accelerator:
             return accelerator
     known = ", ".join(kind for accelerator in ACCELERATORS.values() for kind in accelerator.kinds)
     raise UserError(f"nothing is known of the accelerator {device_kind!r}, only of {known}")
+
+
+class Roofline(NamedTuple):
+    """Seconds that each part of an accelerator is busy with a program, if it works as its maker says."""
+
+    compute: float
+    memory: float
+    interconnect: float
+
+    @property
+    def best(self) -> float:
+        """Seconds of a program in which all parts work at the same time."""
+        return max(self)
+
+    @property
+    def worst(self) -> float:
+        """Seconds of a program in which they work one after the other."""
+        return sum(self)
+
+
+def roofline(accelerator: Accelerator, flops: float, traffic: float, sent: float) -> Roofline:
+    """The roofline of a program on one chip.
+
+    Args:
+      flops: of matmuls.
+      traffic: bytes read from and written to memory.
+      sent: bytes sent to other chips.
+    """
+    return Roofline(
+        flops / accelerator.flops,
+        traffic / accelerator.memory_bandwidth,
+        sent / accelerator.interconnect,
+    )

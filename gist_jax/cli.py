@@ -1,0 +1,164 @@
+"""What the commands share: arguments, config files with flags for their fields, and errors.
+
+A command is a module that is run as `python -m gist_jax.NAME`. It makes a `parser`, adds its arguments,
+and does its work inside `exit_on_user_error`. One that takes a config calls `add_config`; any field of
+the config can then be set by `--config.name=value`.
+"""
+
+import argparse
+import contextlib
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import jax
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from gist_jax.compilation_cache import use_compilation_cache
+from gist_jax.errors import Stopped, UserError, shortened
+
+DTYPES = ("float32", "bfloat16")  # in which a model can compute
+MODEL_HELP = "training workdir, directory in Hugging Face format, or hub id"
+
+
+@contextlib.contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Prints a user's mistake on stderr and exits with 1.
+
+    Ctrl-C exits with 130, and a run that SIGTERM stopped with 143, so that whoever sent it can tell a
+    run that is to be resumed from one that is done. Of several processes one that fails ends at once: at
+    an ordinary exit jax would wait for the others, and they for this one.
+    """
+    try:
+        yield
+    except (UserError, OSError) as error:
+        message = "error: " + " ".join(str(error).split())
+        if jax.distributed.is_initialized() and jax.process_count() > 1:
+            print(message, file=sys.stderr, flush=True)
+            os._exit(1)
+        sys.exit(message)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(143)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the defaults there are, and descriptions as they are written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default else action.help
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The parser of the command that runs; its --help shows the defaults there are."""
+    script = pathlib.Path(sys.argv[0])
+    if script.name == "__main__.py":  # of a package
+        script = script.parent
+    package = script.parent.name == "gist_jax"
+    prog = f"python -m gist_jax.{script.stem}" if package else f"python {script}"
+    return _Parser(prog=prog, description=description, formatter_class=_Help, allow_abbrev=False)
+
+
+def output_file(name: str) -> pathlib.Path:
+    """An argument type: a file to write, checked before any work is done."""
+    path = pathlib.Path(name)
+    if not name or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{name!r} is not the name of a file")
+    return path
+
+
+def nonempty(text: str) -> str:
+    """An argument type: any text but the empty one."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
+
+
+def positive_ints(text: str) -> list[int]:
+    """An argument type: whole numbers above 0 with commas between."""
+    try:
+        found = [int(x) for x in text.split(",")]
+    except ValueError:
+        sentence = f"{text!r} is not whole numbers with commas between"
+        raise argparse.ArgumentTypeError(sentence) from None
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} has a number below 1")
+    return found
+
+
+def add_model(arguments: argparse.ArgumentParser) -> None:
+    """Adds --model and --dtype."""
+    arguments.add_argument("--model", required=True, help=MODEL_HELP)
+    arguments.add_argument("--dtype", default="float32", choices=DTYPES)
+
+
+def add_config(arguments: argparse._ActionsContainer, **options: Any) -> None:
+    """Adds --config, to be parsed by `parse_with_config`."""
+    settings = "config file; --config.name=value sets any of its fields"
+    arguments.add_argument("--config", **{"metavar": "FILE", "help": settings, **options})
+
+
+def parse_with_config(arguments: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """Parses the command line, and gives the arguments that set fields of the config besides."""
+    options, rest = arguments.parse_known_args(_joined(sys.argv[1:]))
+    rest = [argument for argument in rest if argument != "--"]
+    for argument in rest:
+        if not argument.startswith("--config."):
+            arguments.error(f"unrecognized argument {argument}: fields are set by --config.name=value")
+    return options, rest
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """Writes `--config.name value` as `--config.name=value`."""
+    joined: list[str] = []
+    for argument in argv:
+        last = joined[-1] if joined else ""
+        if last.startswith("--config.") and "=" not in last and not argument.startswith("--"):
+            joined[-1] = f"{last}={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def load_config(file: str, settings: Sequence[str] = ()) -> ConfigDict:
+    """Loads a config file, such as "configs/llama_7b.py" or "configs/llama_7b.py:v5e-64".
+
+    Args:
+      settings: values for its fields, written `--config.name=value`.
+
+    Raises:
+      UserError: if there is no such file, it fails, or a value does not suit its field.
+    """
+    if not file:
+        raise UserError("--config is empty")
+    known, argv = flags.FlagValues(), ["", f"--config={file}", *settings]
+    config_flags.DEFINE_config_file("config", flag_values=known, sys_argv=argv)
+    try:
+        known(argv)
+    except (AttributeError, KeyError) as error:  # of ml_collections, while it parses
+        name = str(error).strip("'\"")
+        raise UserError(f"unknown config field {shortened(name)}") from None
+    except Exception as error:
+        raise UserError(shortened(error)) from None
+    try:
+        return known.config
+    except Exception as error:  # whatever a config file does while it is loaded
+        raise UserError(f"cannot load the config: {shortened(error)}") from None
+
+
+def set_up_libraries() -> None:
+    """Keeps compiled programs on disk, and leaves only warnings of what libraries log."""
+    use_compilation_cache()
+    logging.set_verbosity(logging.WARNING)  # or Orbax tells of every file it writes

@@ -1,0 +1,1 @@
+"""What a program costs, whoever runs it: matmuls, memory traffic, communication, and devices."""

@@ -1,0 +1,154 @@
+"""The one path from token ids to layout, mask, bias and memory, for training and inference alike.
+
+Shape letters: B batch, T tokens of a prompt, P slots of a prefix before them, G gist tokens, D model
+dim.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gist_jax import gist
+from gist_jax.inference.gist_cache import GistCache
+from gist_jax.models.cache import KVCache, Memory
+from gist_jax.models.config import ModelConfig
+from gist_jax.models.model import DecodeState, Model, Tokens
+from gist_jax.models.registry import merge
+from gist_jax.models.stack import Params
+
+
+class Prefilled(NamedTuple):
+    """What decoding reads of a batch of prompts and never changes."""
+
+    hidden: jax.Array  # [B, 1, D], predicts the first token of the output
+    context: tuple[KVCache, ...]  # of the prefix, if there is one, and of the prompt: P + T slots in all
+    visible: jax.Array  # bool [B, 1, 1, P + T + slots]: what an output token may see, but for causality
+
+
+def make_tokens(
+    ids: jax.Array,
+    layout: gist.Layout,
+    positions: jax.Array,
+    *,
+    condition: str,
+    dtype: Any,
+    before: gist.Layout | None = None,
+    bidirectional: bool = False,
+) -> Tokens:
+    """Puts token ids together with the attention bias that a condition gives them.
+
+    Args:
+      ids: int `[B, T]`.
+      layout: `[B, T]`, of the ids.
+      positions: int `[B or 1, T]`.
+      dtype: of the bias.
+      before, bidirectional: of `gist.attention_mask`.
+    """
+    mask = gist.attention_mask(layout, condition, before=before, bidirectional=bidirectional)
+    return Tokens(ids, positions, gist.mask_to_bias(mask, dtype))
+
+
+def run_prompt(
+    model: Model,
+    tokens: jax.Array,
+    segment: jax.Array,
+    prefix: GistCache | None,
+    *,
+    condition: str,
+    gist_token: int,
+) -> tuple[jax.Array, Memory, gist.Layout]:
+    """Runs the prompts of a ragged batch through a model; arguments as of `decode.generate`.
+
+    Returns:
+      Final hidden states `[B, T, D]`, what later tokens may look at, and the layout `[B, T]`.
+    """
+    layout = gist.layout_of(tokens, gist_token, segment)
+    positions = gist.positions_of(segment)
+    if prefix is not None:
+        layout = gist.continued(prefix.layout, layout)
+        positions = positions + prefix.offset[:, None]
+    inputs = make_tokens(
+        tokens,
+        layout,
+        positions,
+        condition=condition,
+        dtype=model.embedding.dtype,
+        before=None if prefix is None else prefix.layout,
+        bidirectional=model.config.is_encoder_decoder,
+    )
+    hidden, memory = model.prefill(inputs, None if prefix is None else prefix.memory)
+    return hidden, memory, layout
+
+
+def prefill(
+    model: Model,
+    tokens: jax.Array,
+    segment: jax.Array,
+    prefix: GistCache | None,
+    *,
+    condition: str,
+    gist_token: int,
+    max_new: int,
+) -> tuple[Prefilled, DecodeState]:
+    """Runs the prompts of a ragged batch and prepares decoding; arguments as of `decode.generate`."""
+    hidden, memory, layout = run_prompt(
+        model, tokens, segment, prefix, condition=condition, gist_token=gist_token
+    )
+    context: tuple[KVCache, ...] = (model.context_kv(memory),)
+    seen = layout
+    if prefix is not None:
+        context = (prefix.context_kv(model), *context)
+        seen = gist.joined(prefix.layout, layout)
+    new = gist.following(layout, jnp.ones((tokens.shape[0], max_new), jnp.int32))
+    first = jax.tree.map(lambda x: x[:, :1], new)
+    visible = gist.visible(first, gist.joined(seen, new), condition)
+    last = jnp.max(jnp.where(segment > 0, jnp.arange(tokens.shape[1]), 0), axis=1, keepdims=True)
+    hidden, state = model.init_decode(
+        jnp.take_along_axis(hidden, last[:, :, None], axis=1),
+        jnp.take_along_axis(memory.positions, last, axis=1),
+        decode_bias(visible, context, 0, model.embedding.dtype),
+        context,
+    )
+    return Prefilled(hidden, context, visible), state
+
+
+def decode_bias(
+    visible: jax.Array, context: tuple[KVCache, ...], slot: int | jax.Array, dtype: Any
+) -> jax.Array:
+    """The bias `[B, 1, 1, P + T + slots]` of the output token in a slot; see `Prefilled`."""
+    first_slot = sum(cache.num_slots for cache in context) + slot
+    return gist.mask_to_bias(visible & gist.causal(1, visible.shape[-1], first_slot), dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "gist_token", "num_kept"))
+def compress(
+    params: Params,
+    tokens: jax.Array,
+    segment: jax.Array,
+    *,
+    config: ModelConfig,
+    gist_token: int,
+    num_kept: int,
+) -> GistCache:
+    """Compresses a ragged batch.
+
+    Args:
+      params: with unrolled layers (`stack.unstacked`).
+      tokens: int `[B, T]`, each row ending with gist tokens; padded at either end.
+      segment: int `[B, T]`, 1 for tokens and 0 for padding.
+      num_kept: G, the most gist tokens of any row.
+
+    Returns:
+      A gist cache that does not say yet what it was made of, with segment 0 where a row has fewer gist
+      tokens.
+    """
+    model = merge(params, config)
+    _, memory, layout = run_prompt(model, tokens, segment, None, condition="gist", gist_token=gist_token)
+    # Indices of the gist tokens, in order, then of others (for rows with fewer).
+    slots = jnp.argsort(~layout.is_gist, axis=1, stable=True)[:, :num_kept]
+    kept = gist.Layout(*(jnp.take_along_axis(x, slots, axis=1) for x in layout))
+    kept = kept._replace(segment=jnp.where(kept.is_gist, kept.segment, 0))
+    offset = jnp.sum(segment > 0, axis=1, dtype=jnp.int32)
+    return GistCache(memory.take(slots), kept, offset)
