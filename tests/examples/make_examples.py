@@ -1,0 +1,52 @@
+"""Makes the examples in this folder, which every later version must read.
+
+PYTHONPATH=tests/helpers python tests/examples/make_examples.py
+
+They are of format 1 of workdirs and of exports, and of format 3 of gist caches. A new format gets
+examples of its own; these stay as they are.
+"""
+
+import pathlib
+import shutil
+
+import jax
+import quick
+
+import gist_jax
+from gist_jax.training.loop import train
+from gist_jax.training.run import prepare
+from gist_jax.workdir import METRICS
+
+HERE = pathlib.Path(__file__).parent
+INSTRUCTIONS = ["Say the last word two times.", "Name the animal in the input, and nothing else."]
+
+
+def config(model_family: str):
+    """The config of the workdirs, which were stopped after step 2 of 3."""
+    config = quick.get_config(model_family)
+    config.num_steps = 3
+    config.model.update(hidden_size=8, intermediate_size=8, num_layers=1)
+    return config
+
+
+def main() -> None:
+    """Writes all examples anew."""
+    for family in ("llama", "t5"):
+        folder = HERE / family
+        shutil.rmtree(folder, ignore_errors=True)
+        workdir = folder / "workdir"
+        train(prepare(config(family), workdir))
+        shutil.rmtree(workdir / "checkpoints" / "3")
+        shutil.rmtree(workdir / "tensorboard")
+        for file in workdir.rglob("commit_success.txt"):  # they name the folder they were made in
+            file.write_text("Checkpoint commit was successful\n")
+        lines = (workdir / METRICS).read_text().splitlines(keepends=True)
+        (workdir / METRICS).write_text("".join(lines[:2]))
+        lm = gist_jax.load(workdir)
+        lm.compress(INSTRUCTIONS).save(folder / "two.gist.safetensors")
+        lm.export(folder / "export")
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    main()
