@@ -1,21 +1,25 @@
 """What several tests share. Everything compiled is cached between runs."""
 
+import functools
 import os
 import pathlib
 import signal
 import sys
 
+import filelock
 import hypothesis
 import jax
 import numpy as np
+import optax
 import pytest
 import quick
+from processes import run_demo
+from tiny import TINY
 
 import gist_jax
-from gist_jax.evaluation.scores import evaluator
+from gist_jax.evaluation.predict import evaluator
 from gist_jax.interop.huggingface import Checkpoint
-from gist_jax.models import family
-from gist_jax.models.config import LlamaConfig, T5Config
+from gist_jax.models import registry
 from gist_jax.training.loop import train
 from gist_jax.training.run import prepare
 
@@ -24,39 +28,34 @@ TESTS = pathlib.Path(__file__).parent
 # Meshes are tested on simulated devices, even where there is a GPU, or libtpu without a TPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_compilation_cache_dir", str(TESTS.parent / ".cache" / "jax"))
+# Of commands that tests start, too: no test writes into the user's own cache.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(TESTS.parent / ".cache" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def promoting(function):
+    """The function of a library that counts on dtypes being promoted."""
+
+    @functools.wraps(function)
+    def promoted(*args, **kwargs):
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return promoted
+
+
+# No dtype changes unless our code says so.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.nn.dot_product_attention = promoting(jax.nn.dot_product_attention)
+make_chain = optax.chain
+optax.chain = lambda *parts: make_chain(
+    *(part._replace(update=promoting(part.update)) for part in parts)
+)
 
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=30)
 hypothesis.settings.load_profile("default")
-
-# The weights are large, so that logits differ widely and the likeliest token is never a near tie.
-TINY = {
-    "llama": LlamaConfig(
-        vocab_size=41,
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        max_positions=512,
-        initializer_range=0.3,
-    ),
-    "t5": T5Config(
-        vocab_size=41,
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=3,
-        num_decoder_layers=2,
-        num_heads=4,
-        head_dim=8,
-        gated_gelu=True,
-        tie_embeddings=False,
-        scale_outputs=False,
-        initializer_factor=1.0,
-    ),
-}
 
 
 @pytest.fixture(scope="session", params=list(TINY))
@@ -82,7 +81,7 @@ def golden_model(model_family):
 def tiny(model_family):
     """A random model: configuration and stacked parameters."""
     config = TINY[model_family]
-    return config, family.init(config, jax.random.key(7))
+    return config, registry.init(config, jax.random.key(7))
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +96,18 @@ def workdir(tmp_path_factory, model_family):
 @pytest.fixture(scope="session")
 def lm(workdir):
     return gist_jax.load(workdir)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The folder of the demo, whose three models slow tests share, and what the demo printed."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo"
+    with filelock.FileLock(f"{folder}.lock"):
+        printed = folder / "printed.txt"
+        if not printed.exists():
+            printed.write_text(run_demo(folder))
+    return folder, printed.read_text()
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
-"""Training batches: streams that go on, examples that are cut, rows that are packed."""
+"""Training batches: streams that resume, examples that are cut, rows that are packed."""
 
 import numpy as np
 import pytest
 
 from gist_jax.data import instructions
 from gist_jax.data.batching import training_batches
-from gist_jax.data.prompts import Prompts
+from gist_jax.data.prompt_template import PromptTemplate
 from gist_jax.data.tokenization import SPECIAL_TOKENS, from_tokenizers
 
 
@@ -15,13 +15,13 @@ def tokenizer():
 
 def batches_of(source, num_gist_tokens=1, start=None, pack=False, seed=0, **sizes):
     """A stream of batches, for an encoder-decoder if `start` is its start token."""
-    prompts = Prompts(tokenizer(), num_gist_tokens, start)
-    return training_batches(source, prompts, pack=pack, seed=seed, **{"max_output_length": 16} | sizes)
+    template = PromptTemplate(tokenizer(), num_gist_tokens, start)
+    return training_batches(source, template, pack=pack, seed=seed, **{"max_output_length": 16} | sizes)
 
 
 @pytest.mark.parametrize("start", [None, 0])
 @pytest.mark.parametrize("pack", [False, True])
-def test_batches_go_on_where_they_were(pack, start):
+def test_batches_resume_where_they_were(pack, start):
     settings = dict(num_gist_tokens=2, batch_size=4, max_length=64, pack=pack, seed=1, start=start)
     source = instructions.Corpus("train")
     stream = batches_of(source, **settings)
@@ -60,8 +60,8 @@ def test_long_examples_keep_their_gist_tokens_and_an_output(field, start):
         ends = tokens[batch["segment"] > 0][-1], targets[weights > 0][-1]
         assert ends == (tokenizer().eos_id,) * 2
         assert len(written) == (15 if field == "output" else 1)
-        moved_on = [start, *targets[weights > 0][:-1]]
-        np.testing.assert_array_equal(batch["decoder_tokens"][weights > 0], moved_on)
+        shifted = [start, *targets[weights > 0][:-1]]
+        np.testing.assert_array_equal(batch["decoder_tokens"][weights > 0], shifted)
 
 
 @pytest.mark.parametrize("start", [None, 0])
@@ -72,11 +72,11 @@ def test_packed_rows_hold_the_same_examples(start):
     single = batches_of(source, **settings)
     segment_of = "segment" if start is None else "decoder_segment"
     known = {}
-    for plain in (next(single) for _ in range(8)):
+    for batch in (next(single) for _ in range(8)):
         for i in range(3):
-            tokens = plain["tokens"][i][plain["segment"][i] > 0]
-            kept = plain[segment_of][i] > 0
-            known[tuple(tokens)] = [tuple(plain[name][i][kept]) for name in ("targets", "weights")]
+            tokens = batch["tokens"][i][batch["segment"][i] > 0]
+            kept = batch[segment_of][i] > 0
+            known[tuple(tokens)] = [tuple(batch[name][i][kept]) for name in ("targets", "weights")]
     assert (packed["segment"].max(axis=1) >= 2).all()
     for row in range(3):
         for number in range(1, packed["segment"][row].max() + 1):

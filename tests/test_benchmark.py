@@ -1,4 +1,4 @@
-"""The benchmark from its door to its files, and what its figures rest on."""
+"""The benchmark from its command to its files, and what its results rest on."""
 
 import csv
 import json
@@ -7,21 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY
-from doors import door, mistake
+from commands import command, mistake
+from tiny import TINY
 
 from gist_jax.benchmark import __main__ as benchmark
-from gist_jax.benchmark import measure, programs
+from gist_jax.benchmark import measure
 from gist_jax.benchmark.costs import costs
-from gist_jax.benchmark.equivalence import agreement, scores_after
+from gist_jax.benchmark.equivalence import agreement, logits_after
 from gist_jax.benchmark.latency import covered, interleaved, quotient, saving
-from gist_jax.benchmark.measure import Subject
-from gist_jax.benchmark.programs import MODES, Point
+from gist_jax.benchmark.measure import BenchmarkModel
 from gist_jax.benchmark.rows import reuses
-from gist_jax.models import family
+from gist_jax.benchmark.workload import MODES, Workload, make_cache
+from gist_jax.models import registry
 from gist_jax.models.stack import unstacked
 
-SMALL = ("--config=tests/quick.py", "--config.model.vocab_size=64")
+SMALL = ("--config=tests/helpers/quick.py", "--config.model.vocab_size=64")
 
 
 def table(path):
@@ -29,7 +29,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-def test_runs_take_turns():
+def test_runs_are_interleaved():
     calls = []
     runs = {name: lambda name=name: calls.append(name) for name in "abc"}
     seconds = interleaved(runs, 20, lambda: calls.append("round"))
@@ -48,8 +48,8 @@ def test_savings_are_of_pairs():
     base, other = slow, 0.6 * slow * rng.normal(1, 0.01, 400)
     value, low, high = saving(base, other)
     assert value == pytest.approx(0.4, abs=0.02) and low < value < high
-    apart = quotient(rng.permutation(other), base)
-    assert high - low < apart[2] - apart[1]
+    unpaired = quotient(rng.permutation(other), base)
+    assert high - low < unpaired[2] - unpaired[1]
     assert saving(base, base) == (0, 0, 0)
     worse, *limits = saving(other, base)
     assert worse == pytest.approx(1 - 1 / 0.6, abs=0.04) and sorted(limits) == limits
@@ -67,21 +67,21 @@ def test_reuses():
 
 
 @pytest.fixture(scope="module")
-def subject(model_family):
+def benchmark_model(model_family):
     config = TINY[model_family]
-    params = unstacked(family.init(config, jax.random.key(3)))
-    return Subject(config, params, gist_token=17)
+    params = unstacked(registry.init(config, jax.random.key(3)))
+    return BenchmarkModel(config, params, gist_token=17)
 
 
-POINT = Point(instruction=9, input=5, output=6, batch=3, gist_tokens=2, one_instruction=False)
+WORKLOAD = Workload(instruction=9, input=5, output=6, batch=3, gist_tokens=2, one_instruction=False)
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_all_modes_write_the_same(subject, shared):
-    point = POINT._replace(one_instruction=shared)
-    counts = {mode: costs(subject.config, point, mode, "float32") for mode in MODES}
+def test_all_modes_write_the_same(benchmark_model, shared):
+    workload = WORKLOAD._replace(one_instruction=shared)
+    counts = {mode: costs(benchmark_model.config, workload, mode, "float32") for mode in MODES}
     ticks = []
-    rows = measure.measure(subject, point, counts, 3, lambda: ticks.append(1))
+    rows = measure.measure(benchmark_model, workload, 3, lambda: ticks.append(1))
     assert [row["mode"] for row in rows] == list(MODES) and len(ticks) == 3
     for row in rows:
         assert row["agreement"] == 1
@@ -97,61 +97,65 @@ def test_all_modes_write_the_same(subject, shared):
     assert gist["cache_bytes"] < prompt["cache_bytes"]
 
 
-def test_caches_have_the_bytes_that_were_counted(subject):
-    tokens = jnp.asarray(measure._random_tokens(subject, POINT))
+def test_caches_have_the_bytes_of_their_costs(benchmark_model):
+    tokens = jnp.asarray(measure._random_tokens(benchmark_model, WORKLOAD))
     assert (tokens[:, 9:11] == 17).all() and (tokens == 17).sum() == 2 * 3
     assert len({tuple(row) for row in tokens.tolist()}) == 3
     for mode in MODES[1:]:
-        made = programs.make_cache(
-            subject.params,
+        made = make_cache(
+            benchmark_model.params,
             tokens[:, :11],
             jnp.ones((3, 11), jnp.int32),
-            config=subject.config,
+            config=benchmark_model.config,
             gist_token=17,
             mode=mode,
             num_gists=2,
         )
-        assert made.nbytes == 3 * costs(subject.config, POINT, mode, "float32").cache_bytes
-        assert (made.memory.crossing is not None) == (
-            mode == "prompt_cache" and "encoder" in subject.params
+        assert made.nbytes == 3 * costs(benchmark_model.config, WORKLOAD, mode, "float32").cache_bytes
+        assert (getattr(made, "cross_kv", None) is not None) == (
+            mode == "prompt_cache" and "encoder" in benchmark_model.params
         )
 
 
-def test_other_tokens_are_refused(subject, monkeypatch):
+def test_other_tokens_are_refused(benchmark_model, monkeypatch):
     """A cache of another instruction gives other tokens."""
-    make_cache = programs.make_cache
 
     def of_another(params, tokens, segment, **settings):
         return make_cache(params, (tokens + 1) % 16, segment, **settings)
 
-    monkeypatch.setattr(programs, "make_cache", of_another)
-    counts = {mode: costs(subject.config, POINT, mode, "float32") for mode in MODES}
+    monkeypatch.setattr(measure, "make_cache", of_another)
     with pytest.raises(ValueError, match="the cache does not give what the prompt gives"):
-        measure.measure(subject, POINT, counts, 1, lambda: None)
+        measure.measure(benchmark_model, WORKLOAD, 1, lambda: None)
 
 
-def test_ties_may_part(subject):
-    scores = np.array([[1.0, 3.0, 3.0 - 1e-6, 0.0]])
+def test_ties_may_part(benchmark_model):
+    logits = np.array([[1.0, 3.0, 3.0 - 1e-6, 0.0]])
     expected, written = np.array([[2, 1, 0]]), np.array([[2, 2, 3]])
     asked = []
 
     def after(number):
         asked.append(number)
-        return scores
+        return logits
 
     assert agreement(expected, written, after) == pytest.approx(1 / 3)
     assert asked == [1]  # what follows a tie differs for a reason
     assert agreement(expected, expected, after) == 1
-    with pytest.raises(ValueError, match="token 0 of row 0 is 3, not 1, whose score differs by 3"):
+    with pytest.raises(ValueError, match="token 0 of row 0 is 3, not 1, whose logit differs by 3"):
         agreement(np.array([[1]]), np.array([[3]]), after)
     assert agreement(np.array([[1, 1]]), np.array([[3, 1]])) == 0.5
 
-    tokens = jnp.asarray(measure._random_tokens(subject, POINT))
-    settings = dict(config=subject.config, gist_token=17)
-    output = np.asarray(measure._prepared(subject, POINT, "none", np.asarray(tokens)).generate())
+    tokens = jnp.asarray(measure._random_tokens(benchmark_model, WORKLOAD))
+    settings = dict(config=benchmark_model.config, gist_token=17)
+    output = np.asarray(
+        measure._prepared(benchmark_model, WORKLOAD, "none", np.asarray(tokens)).generate()
+    )
     for number in (0, 3):
-        found = scores_after(
-            subject.params, tokens, jnp.ones_like(tokens), jnp.asarray(output[:, :number]), **settings
+        found = logits_after(
+            benchmark_model.params,
+            tokens,
+            jnp.ones_like(tokens),
+            jnp.asarray(output[:, :number]),
+            **settings,
         )
         assert (found.argmax(-1) == output[:, number]).all()
 
@@ -159,7 +163,7 @@ def test_ties_may_part(subject):
 def test_times_of_a_shape(tmp_path, monkeypatch, capsys):
     sizes = "--instruction=7,9", "--input=5", "--output_tokens=4", "--batch=1,2", "--rounds=2"
     arguments = *SMALL, "--random_weights", *sizes, f"--output={tmp_path / 'made'}"
-    text = door(benchmark, monkeypatch, capsys, *arguments)
+    text = command(benchmark, monkeypatch, capsys, *arguments)
     assert "input 5, output 4, gist tokens 1" in text and text.count("gist cache") == 4
     made = sorted(path.name for path in (tmp_path / "made").iterdir())
     assert made == [
@@ -181,11 +185,11 @@ def test_times_of_a_shape(tmp_path, monkeypatch, capsys):
 def test_times_of_a_model(workdir, lm, tmp_path, monkeypatch, capsys):
     sizes = "--instruction=7", "--input=5", "--output_tokens=2", "--batch=2", "--rounds=2"
     options = f"--model={workdir}", *sizes, "--dtype=bfloat16", f"--output={tmp_path}"
-    door(benchmark, monkeypatch, capsys, *options)
+    command(benchmark, monkeypatch, capsys, *options)
     rows = table(tmp_path / "results.csv")
-    point = Point(7, 5, 2, 2, 1, False)
+    workload = Workload(7, 5, 2, 2, 1, False)
     for row in rows:
-        count = costs(lm.config, point, row["mode"], "bfloat16")
+        count = costs(lm.config, workload, row["mode"], "bfloat16")
         assert int(row["first_flops"]) == count.first_token.flops
         assert int(row["cache_bytes"]) == count.cache_bytes
 
@@ -196,7 +200,7 @@ def test_lengths(tmp_path, monkeypatch, capsys):
         "id,num_prompt_tokens,num_input_tokens,num_gist_tokens\na,58,34,1\nb,58,34,24\n"
     )
     output = tmp_path / "out.csv"
-    door(
+    command(
         benchmark, monkeypatch, capsys, *SMALL, f"--lengths={tmp_path}/lengths.csv", f"--output={output}"
     )
     rows = table(output)
@@ -213,7 +217,7 @@ def test_lengths(tmp_path, monkeypatch, capsys):
 def test_estimates_of_accelerators(tmp_path, monkeypatch, capsys):
     """Bandwidth limits a chip that writes a token at a time; what does not fit has no time."""
     arguments = "--config=configs/llama_7b.py", "--instruction=9", "--batch=1", f"--output={tmp_path}"
-    text = door(benchmark, monkeypatch, capsys, *arguments)
+    text = command(benchmark, monkeypatch, capsys, *arguments)
     assert "A100-80GB" in text
     rows = table(tmp_path / "results.csv")
     weights = 2 * (6_738_423_808 + 2 * 4096 - 32_001 * 4096)
@@ -224,7 +228,7 @@ def test_estimates_of_accelerators(tmp_path, monkeypatch, capsys):
     assert int(rows[2]["cache_bytes"]) == 2 * 2 * 32 * 4096
     assert int(rows[2]["H200_prompts"]) == pytest.approx(room / int(rows[2]["cache_bytes"]), rel=0.01)
     arguments = *arguments[:2], "--batch=200", arguments[-1]
-    door(benchmark, monkeypatch, capsys, *arguments)
+    command(benchmark, monkeypatch, capsys, *arguments)
     for row in table(tmp_path / "results.csv"):
         assert row["v5e_first_seconds"] == "" and float(row["A100-80GB_first_seconds"]) > 0
 

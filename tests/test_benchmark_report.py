@@ -6,15 +6,15 @@ import io
 import pytest
 
 from gist_jax.benchmark.figures import COLOURS, figures
-from gist_jax.benchmark.page import write_page
+from gist_jax.benchmark.report import write_page
 
 FLOPS = {"none": 1.0, "prompt_cache": 0.4, "gist_cache": 0.25}  # of a batch of 1, TFLOPs
 BYTES = {"none": 0, "prompt_cache": 2_000_000, "gist_cache": 1_000}
 
 
 def rows(instructions=(25, 100, 400), batches=(1, 8), inputs=(64,), measured=True):
-    points = [(n, i, b) for n in instructions for i in inputs for b in batches]
-    return [row(mode, measured, *point) for point in points for mode in FLOPS]
+    workloads = [(n, i, b) for n in instructions for i in inputs for b in batches]
+    return [row(mode, measured, *workload) for workload in workloads for mode in FLOPS]
 
 
 def row(mode, measured, n, inputs, batch):
@@ -74,7 +74,7 @@ def test_all_batches_are_in_view_and_titles_say_what_is_not():
 
 
 @pytest.mark.parametrize("measured", [True, False])
-def test_one_point(measured):
+def test_one_workload(measured):
     made = drawn(figures(rows([26], [1], measured=measured)))
     assert lines(made["saving"].axes[0])["gist cache, FLOPs"] == [[26], [0.75]]
     assert len(lines(made["saving"].axes[0])) == (4 if measured else 2)
@@ -94,7 +94,7 @@ def test_missing_values_leave_gaps():
 
 
 class Page(html.parser.HTMLParser):
-    """Notes tags and text; fails at an end of another tag than was last begun."""
+    """Notes tags and text; fails at an end of another tag than was last opened."""
 
     def __init__(self, text):
         super().__init__()

@@ -9,12 +9,12 @@ import subprocess
 import sys
 
 import pytest
-from launching import BASH, ENVIRONMENT, ROOT, SCRIPTS, TRAIN, bash, executables, wait_for
+from launch_scripts import BASH, ENVIRONMENT, ROOT, SCRIPTS, TRAIN, bash, executables, wait_for
 
 
 def test_shell_scripts_are_sound():
-    beside = pathlib.Path(sys.executable).with_name("shellcheck")
-    shellcheck = beside if beside.exists() else shutil.which("shellcheck")
+    installed = pathlib.Path(sys.executable).with_name("shellcheck")
+    shellcheck = installed if installed.exists() else shutil.which("shellcheck")
     done = subprocess.run([shellcheck, *SCRIPTS], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     for path in SCRIPTS:

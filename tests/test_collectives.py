@@ -8,8 +8,8 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gist_jax.benchmark.collectives import KINDS, Collective, collectives, moved
-from gist_jax.benchmark.devices import ACCELERATORS, named
+from gist_jax.cost_model.collectives import KINDS, Collective, bytes_sent, collectives
+from gist_jax.cost_model.devices import ACCELERATORS, named
 from gist_jax.errors import UserError
 
 
@@ -62,7 +62,7 @@ def test_each_kind(function, size, sent, request):
     text = program(jax.devices(), function, ((64 * N, 128), P("x"), jnp.float32), out=P("x"))
     (collective,) = collectives(text)
     assert collective == Collective(request.node.callspec.id, size, group_size=N, times=1, inside="")
-    assert moved(collective) == sent
+    assert bytes_sent(collective) == sent
 
 
 def test_several_arrays_at_once():
@@ -102,7 +102,7 @@ def test_groups():
         ("mesh['a'=12] {'a':(2)3}", 3),
     ],
 )
-def test_ways_to_write_groups(groups, size):
+def test_notations_of_groups(groups, size):
     text = f"""HloModule step, num_partitions=6
 
 ENTRY %main (x: bf16[5]) -> bf16[5] {{
@@ -148,7 +148,7 @@ def until(condition, step):
 def test_a_loop_of_unknown_length_is_an_error():
     x = (64 * N, 128), P("x"), jnp.float32
     text = program(jax.devices(), until(lambda c: c[1][0, 0] < 9, 1), x, out=P("x"))
-    with pytest.raises(ValueError, match="loop while.* does not show how often it turns"):
+    with pytest.raises(ValueError, match="loop while.* does not show its trip count"):
         collectives(text)
 
 
@@ -161,8 +161,8 @@ def test_it_matters_only_with_collectives_in_it():
     assert found(text) == [("all-reduce", PART, N, 1)]
 
 
-def test_begun_and_ended_apart():
-    """As GPUs do it."""
+def test_asynchronous_collectives():
+    """They start in one operation and are done in another, as on GPUs."""
     text = """HloModule step, is_scheduled=true, num_partitions=4
 
 %reduce (a: f32[8]) -> f32[2] {
@@ -216,12 +216,12 @@ def test_tpu_loops(tpu):
     text = program(devices, until(lambda c: c[0] < 8, 2), x, out=P("x"))
     assert found(text) == [("all-reduce", PART, 8, 4)]
     text = program(devices, until(lambda c: c[1][0, 0] < 9, 1), x, out=P("x"))
-    with pytest.raises(ValueError, match="loop while.* does not show how often it turns"):
+    with pytest.raises(ValueError, match="loop while.* does not show its trip count"):
         collectives(text)
 
 
-def test_tpu_products_in_parts(tpu):
-    """Of a sum over 8 devices XLA computes two parts a turn, and sends them on: 9 for 8."""
+def test_tpu_matmuls_in_parts(tpu):
+    """Of a sum over 8 devices XLA computes two parts an iteration, and sends them on: 9 for 8."""
 
     def split(x, w):
         return lax.with_sharding_constraint(x.T @ w, P("x"))
@@ -249,7 +249,7 @@ def test_tpu_reduce_scatter(tpu):
 
 
 def test_tpu_overlap(tpu):
-    """A gathering that goes on during three products stands in the text five times."""
+    """An all-gather that runs during three matmuls stands in the text five times."""
 
     def run(x, there, elsewhere):
         def body(x, w):
@@ -274,7 +274,7 @@ def test_accelerators():
     with pytest.raises(UserError, match="'cpu', only of NVIDIA A100"):
         named("cpu")
     for accelerator in ACCELERATORS.values():
-        # Each is right to a factor of 10, and a product is bound by arithmetic sooner than by memory,
+        # Each is right to a factor of 10, and a matmul is bound by arithmetic sooner than by memory,
         # by memory sooner than by the interconnect.
         assert 1e14 < accelerator.flops < 1e15
         assert 1e10 < accelerator.memory < 1e12

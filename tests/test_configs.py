@@ -8,12 +8,12 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh
 
-from gist_jax.models import family
+from gist_jax.models import registry
+from gist_jax.sharding import MESH_AXES
 from gist_jax.training.config import validate
 from gist_jax.training.program import make_program
 from gist_jax.training.recipes import MACHINES
 from gist_jax.training.run import model_config
-from gist_jax.training.sharding import MESH_AXES
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 # Vocabulary and parameters of the published checkpoints.
@@ -49,7 +49,7 @@ def test_published_models(name):
     assert config.model.vocab_size in (vocabulary, vocabulary + 1)  # with room for the gist token
     config.model.vocab_size = 0
     model = model_config(config, vocabulary)
-    shapes = jax.eval_shape(lambda: family.init(model, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: registry.init(model, jax.random.key(0)))
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == count
 
 

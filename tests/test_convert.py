@@ -1,4 +1,4 @@
-"""The convert door: import, export, weight diffs; and what is wrong with checkpoints."""
+"""The convert command: import, export, weight diffs; and what is wrong with checkpoints."""
 
 import json
 import pathlib
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tokenizers
 import transformers
+from commands import command, mistake
 from conftest import TESTS
-from doors import door, mistake
 from safetensors.numpy import load_file, save_file
 
 import gist_jax
@@ -40,38 +40,38 @@ def base(tmp_path, model_family):
     return path
 
 
-def test_the_door_opens():
-    """As a command of its own, not only as a function."""
-    command = [sys.executable, "-m", "gist_jax.convert"]
-    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
-    assert all(door_ in shown for door_ in ("import", "export", "recover", "diff"))
-    wrong = subprocess.run([*command, "recover", "--base=x"], capture_output=True, text=True)
+def test_convert_is_a_command():
+    """It runs by itself, not only as a function."""
+    python = [sys.executable, "-m", "gist_jax.convert"]
+    shown = subprocess.run([*python, "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(name in shown for name in ("import", "export", "recover", "diff"))
+    wrong = subprocess.run([*python, "recover", "--base=x"], capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: the following arguments are req")
     assert len(wrong.stderr.splitlines()) == 1
 
 
 def test_import_and_export(base, tmp_path, monkeypatch, capsys):
-    door(convert, monkeypatch, capsys, "import", f"--model={base}", f"--output={tmp_path}/run")
+    command(convert, monkeypatch, capsys, "import", f"--model={base}", f"--output={tmp_path}/run")
     lm = gist_jax.load(tmp_path / "run")
     assert lm.config == Checkpoint(base).config and lm.tokenizer.gist_id == 102
     out = f"--output={tmp_path}/out"
-    door(convert, monkeypatch, capsys, "export", f"--model={tmp_path}/run", out)
+    command(convert, monkeypatch, capsys, "export", f"--model={tmp_path}/run", out)
     before, after = tensors_of(base), tensors_of(tmp_path / "out")
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         np.testing.assert_array_equal(after[name], tensor)
     again = gist_jax.load(tmp_path / "out")
-    assert again.fingerprint == lm.fingerprint
+    assert again.origin == lm.origin
     assert (again.condition, again.num_gist_tokens) == (lm.condition, lm.num_gist_tokens)
     taken = mistake(convert, monkeypatch, capsys, "export", f"--model={tmp_path}/run", out)
     assert taken.endswith("out exists already: choose another name for the output")
 
 
 def test_export_of_a_trained_model(lm, tmp_path, monkeypatch, capsys):
-    """It goes on as it was: the same outputs, caches that fit, the gist settings."""
+    """It stays as it was: the same outputs, caches that fit, the gist settings."""
     lm.export(tmp_path / "out")
     again = gist_jax.load(tmp_path / "out")
-    assert again.fingerprint == lm.fingerprint and again.num_gist_tokens == lm.num_gist_tokens
+    assert again.origin == lm.origin and again.num_gist_tokens == lm.num_gist_tokens
     gists = lm.compress(["Say the last word."])
     assert again.generate(gists, inputs=["red"]) == lm.generate(gists, inputs=["red"])
     with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16"):
@@ -81,8 +81,8 @@ def test_export_of_a_trained_model(lm, tmp_path, monkeypatch, capsys):
 
 def write_checkpoint(directory, tensors, shard_bytes=1 << 30):
     directory.mkdir()
-    planned = [(name, tensor.shape, name) for name, tensor in tensors.items()]
-    write_tensors(directory, planned, tensors.__getitem__, 4, shard_bytes)
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    write_tensors(directory, sizes, tensors.__getitem__, shard_bytes)
     (directory / "config.json").write_text(json.dumps({"model_type": "llama"}))
 
 
@@ -105,9 +105,9 @@ def test_recover_gives_back_what_diff_was_made_of(shard_bytes, tmp_path, monkeyp
     write_checkpoint(tmp_path / "tuned", tuned, shard_bytes)
     write_checkpoint(tmp_path / "base", base, shard_bytes)
     settings = f"--base={tmp_path}/base", f"--output={tmp_path}/diff"
-    door(convert, monkeypatch, capsys, "diff", f"--tuned={tmp_path}/tuned", *settings)
+    command(convert, monkeypatch, capsys, "diff", f"--tuned={tmp_path}/tuned", *settings)
     settings = f"--base={tmp_path}/base", f"--diff={tmp_path}/diff", f"--output={tmp_path}/out"
-    door(convert, monkeypatch, capsys, "recover", *settings)
+    command(convert, monkeypatch, capsys, "recover", *settings)
     recovered, diff = tensors_of(tmp_path / "out"), tensors_of(tmp_path / "diff")
     assert any((base[n] + diff[n][: len(base[n])] != tuned[n][: len(base[n])]).any() for n in tuned)
     for name, tensor in tuned.items():

@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import re
 
 import pytest
 import sentencepiece
@@ -10,33 +11,31 @@ import tokenizers
 import transformers
 
 from gist_jax.data import sources, tokenization
-from gist_jax.data.prompts import Prompts
-
-SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+from gist_jax.data.prompt_template import PromptTemplate, clean_up_tokenization_spaces
 
 
 def test_prompt_form():
     tokenizer = tokenization.train_bpe(["Instruction: Say it. Input: tea Output: yes"] * 3, 300)
-    prompts = Prompts(tokenizer, 2)
-    head = prompts.instruction_ids("Say it.\n")
+    template = PromptTemplate(tokenizer, 2)
+    head = template.instruction_ids("Say it.\n")
     assert head[0] == tokenizer.bos_id and head[-2:] == [tokenizer.gist_id] * 2
     assert tokenizer.decode(head) == "Instruction: Say it."
-    assert tokenizer.decode(prompts.input_ids("tea")) == "Input: tea\nOutput:"
-    assert tokenizer.decode(prompts.input_ids(" ")) == "Output:"
-    output = prompts.output_ids("naïve 中文!")
+    assert tokenizer.decode(template.input_ids("tea")) == "Input: tea\nOutput:"
+    assert tokenizer.decode(template.input_ids(" ")) == "Output:"
+    output = template.output_ids("naïve 中文!")
     assert output[-1] == tokenizer.eos_id
     assert tokenizer.decode([*output, 5, 6]) == "naïve 中文!"
 
 
 def test_prompt_form_of_an_encoder_decoder():
     tokenizer = tokenization.train_bpe(["Instruction: Say it. Input: tea Output: yes"] * 3, 300)
-    prompts = Prompts(tokenizer, 2, decoder_start_token=0)
-    head = prompts.instruction_ids("Say it.\n")
+    template = PromptTemplate(tokenizer, 2, decoder_start_token=0)
+    head = template.instruction_ids("Say it.\n")
     assert head == [*tokenizer.encode("Instruction: Say it."), *[tokenizer.gist_id] * 2]
-    assert prompts.input_ids("tea") == [*tokenizer.encode("Input: tea"), tokenizer.eos_id]
-    assert prompts.input_ids(" ") == [tokenizer.eos_id]
-    assert prompts.output_ids("yes") == [*tokenizer.encode("yes"), tokenizer.eos_id]
-    cut = prompts.output_ids("yes " * 20, max_length=5)
+    assert template.input_ids("tea") == [*tokenizer.encode("Input: tea"), tokenizer.eos_id]
+    assert template.input_ids(" ") == [tokenizer.eos_id]
+    assert template.output_ids("yes") == [*tokenizer.encode("yes"), tokenizer.eos_id]
+    cut = template.output_ids("yes " * 20, max_length=5)
     assert len(cut) == 5 and cut[-1] == tokenizer.eos_id
 
 
@@ -45,9 +44,9 @@ def test_a_lone_space_stands_before_the_gist_tokens_of_an_encoder():
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "<pad>"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer = tokenization.from_tokenizers(made, tokenization.SPECIAL_TOKENS)
-    assert Prompts(tokenizer, 2, 0).instruction_ids("say") == [3, 4, 5, 2, 6, 6]
-    assert Prompts(tokenizer, 2, 0).instruction_ids("say say", max_length=5) == [3, 4, 2, 6, 6]
-    assert Prompts(tokenizer, 2).instruction_ids("say") == [3, 4, 5, 6, 6]
+    assert PromptTemplate(tokenizer, 2, 0).instruction_ids("say") == [3, 4, 5, 2, 6, 6]
+    assert PromptTemplate(tokenizer, 2, 0).instruction_ids("say say", max_length=5) == [3, 4, 2, 6, 6]
+    assert PromptTemplate(tokenizer, 2).instruction_ids("say") == [3, 4, 5, 6, 6]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +76,7 @@ def test_sentencepiece_tokenizers_survive_being_saved(name, kind, extra, tmp_pat
 
 def test_cutting_keeps_gist_tokens():
     tokenizer = tokenization.train_bpe(["one two three"], 300)
-    ids = Prompts(tokenizer, 3).instruction_ids("one two three", max_length=5)
+    ids = PromptTemplate(tokenizer, 3).instruction_ids("one two three", max_length=5)
     assert len(ids) == 5 and ids[-3:] == [tokenizer.gist_id] * 3
 
 
@@ -111,7 +110,7 @@ def test_texts_that_other_readers_change(tmp_path):
 @pytest.mark.parametrize("limit", [24, 32, 60])
 def test_prompts_are_cut_to_the_limit(limit, start):
     tokenizer = tokenization.train_bpe(["Instruction: Input: Output: one two"] * 3, 300)
-    ids = Prompts(tokenizer, 2, start).prompt_ids("one " * 30, "two " * 30, limit)
+    ids = PromptTemplate(tokenizer, 2, start).prompt_ids("one " * 30, "two " * 30, limit)
     assert len(ids) == limit and ids.count(tokenizer.gist_id) == 2
     assert tokenizer.decode(ids[-7:]).endswith("\nOutput:" if start is None else "")
     assert (ids[-1] == tokenizer.eos_id) == (start is not None)
@@ -169,23 +168,43 @@ def test_bad_tokenizer_files(name, tmp_path):
         tokenization.load_tokenizer(tmp_path)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the published texts and tokenizers cannot be shipped")
-def test_published_token_ids():
-    """Of all prompts and outputs, cut to the published lengths for T5."""
-    llama = tokenization.load_tokenizer(SHARED / "tokenizers" / "llama" / "tokenizer.model")
-    t5 = tokenization.load_tokenizer(SHARED / "tokenizers" / "t5" / "spiece.model")
-    golden = json.loads((SHARED / "golden" / "tokens.json").read_text())
-    assert (llama.gist_id, t5.gist_id) == (golden["llama_gist_id"], golden["t5_gist_id"])
-    for name, cases in golden["splits"].items():
-        split, k = name.split("/k=")
-        examples = sources.read_examples(SHARED / "data" / "alpaca_plus" / f"{split}.json")
-        max_in, max_out = (384, 384) if split == "validation_human" else (128, 256)
-        for case in cases:
-            example = examples[case["index"]]
-            texts = example["instruction"], example["input"]
-            prompts = Prompts(llama, int(k))
-            assert prompts.prompt_ids(*texts, 10**6) == case["llama_prompt"]
-            assert prompts.output_ids(example["output"]) == case["llama_completion"]
-            prompts = Prompts(t5, int(k), 0)
-            assert prompts.output_ids(example["output"], max_out) == case["t5_labels"]
-            assert prompts.prompt_ids(*texts, max_in) == case["t5_input_ids"]
+class Numbers:
+    """A tokenizer of numbers, which are their own ids, and of the words that a prompt consists of."""
+
+    def __init__(self, words: dict[str, list[int]]):
+        self.words = words
+
+    def encode(self, text: str) -> list[int]:
+        words = re.findall(r"\n?\S+", text)
+        return [i for word in words for i in (self.words.get(word) or [int(word)])]
+
+
+# As the published tokenizers have them: a line break before a word makes another one of it.
+WORDS = {
+    "llama": {
+        "Instruction:": [2799, 4080, 29901],
+        "Input:": [10567, 29901],
+        "Output:": [10604, 29901],
+        "\nOutput:": [13, 6466, 29901],
+    },
+    "t5": {"Instruction:": [21035, 10], "Input:": [86, 2562, 10]},
+}
+PUBLISHED = json.loads((pathlib.Path(__file__).parent / "golden" / "tokens.json").read_text())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_token_ids(name):
+    """Of prompts and outputs whose texts are numbers; golden/make_tokens.py compares the real texts."""
+    tokenizer = tokenization.Tokenizer(Numbers(WORDS[name]), **PUBLISHED[name]["tokenizer"])
+    for case in PUBLISHED[name]["cases"]:
+        template = PromptTemplate(tokenizer, case["k"], 0 if name == "t5" else None)
+        instruction, text = (" ".join(map(str, case[part])) for part in ("instruction", "input"))
+        assert template.prompt_ids(instruction, text, case["max_prompt"]) == case["prompt"]
+        output = " ".join(map(str, case["output"][:-1]))
+        assert template.output_ids(output, case["max_output"]) == case["output"]
+
+
+def test_spaces_that_the_published_tokenizer_of_t5_drops():
+    text = " It 's  a cup , is n't it ?\nYes !  I 've one , and we 're , well , fine . "
+    expected = "It's a cup, isn't it? Yes! I've one, and we're, well, fine."
+    assert clean_up_tokenization_spaces(text) == expected

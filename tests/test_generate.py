@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from gist_jax import gist
 from gist_jax.inference.buckets import bucket
-from gist_jax.inference.compress import compress
-from gist_jax.inference.generate import generate
+from gist_jax.inference.decode import generate
 from gist_jax.inference.gist_cache import GistCache
+from gist_jax.inference.prefill import compress
 from gist_jax.inference.sampling import Sampling, sample
-from gist_jax.models.family import merge
 from gist_jax.models.model import Tokens
+from gist_jax.models.registry import merge
 from gist_jax.models.stack import unstacked
 
 EOS, GIST = 2, 40
@@ -33,7 +33,7 @@ row = st.tuples(
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    """Configuration and parameters with layers apart."""
+    """Configuration, and parameters with unrolled layers."""
     return tiny[0], unstacked(tiny[1])
 
 
@@ -56,8 +56,7 @@ def run(model, tokens, segment, prefix=None, condition="gist", seed=0, sampling=
 def compressed(model, rows, num_rows, left=False) -> GistCache:
     config, params = model
     tokens, segment = arrays(rows, num_rows, MAX_INSTRUCTION + MAX_GIST, left)
-    made = compress(params, tokens, segment, config=config, gist_token=GIST, num_kept=MAX_GIST)
-    return GistCache(*made, fingerprint="")
+    return compress(params, tokens, segment, config=config, gist_token=GIST, num_kept=MAX_GIST)
 
 
 def one_by_one(tiny, prompts, outputs, condition="gist"):
@@ -66,26 +65,28 @@ def one_by_one(tiny, prompts, outputs, condition="gist"):
     Its layout is made here, not by `layout_of`, since a random model may well write a gist token.
     """
     config, params = tiny
-    start = config.decoder_start_token
-    read = {name: [] for name in ("tokens", "segment", "span", "is_gist")}
-    written = {name: [] for name in read}
+    inputs = {name: [] for name in ("tokens", "segment", "span", "is_gist")}
+    decoder_inputs = {name: [] for name in inputs}
     starts = []
     for number, (prompt, output) in enumerate(zip(prompts, outputs, strict=True), 1):
         last = len(prompt) - 1 - prompt[::-1].index(GIST)
         span = [0] * (last + 1) + [1] * (len(prompt) - last - 1)
-        extend(read, prompt, number, span, [t == GIST for t in prompt])
-        after = read if start is None else written
-        starts.append(len(after["tokens"]) - (start is None))
-        ids = output if start is None else [start, *output]
+        extend(inputs, prompt, number, span, [t == GIST for t in prompt])
+        if config.is_encoder_decoder:
+            starts.append(len(decoder_inputs["tokens"]))
+            ids, after = [config.decoder_start_token, *output], decoder_inputs
+        else:
+            starts.append(len(inputs["tokens"]) - 1)
+            ids, after = output, inputs
         extend(after, ids, number, [1] * len(ids), [False] * len(ids))
-    rows = ROWS * (MAX_INSTRUCTION + MAX_GIST + MAX_INPUT + NEW)
-    read, layout = padded(read, rows)
-    mask = gist.attention_mask(layout, condition, bidirectional=config.bidirectional)
-    sequences = [Tokens(read, gist.positions_of(layout.segment), gist.mask_to_bias(mask))]
-    if start is not None:
-        written, after = padded(written, ROWS * (NEW + 1))
+    length = ROWS * (MAX_INSTRUCTION + MAX_GIST + MAX_INPUT + NEW)
+    ids, layout = padded(inputs, length)
+    mask = gist.attention_mask(layout, condition, bidirectional=config.is_encoder_decoder)
+    sequences = [Tokens(ids, gist.positions_of(layout.segment), gist.mask_to_bias(mask))]
+    if config.is_encoder_decoder:
+        ids, after = padded(decoder_inputs, ROWS * (NEW + 1))
         mask = gist.attention_mask(after, condition, before=layout)
-        sequences.append(Tokens(written, gist.positions_of(after.segment), gist.mask_to_bias(mask)))
+        sequences.append(Tokens(ids, gist.positions_of(after.segment), gist.mask_to_bias(mask)))
     best = np.asarray(packed_forward(params, config, *sequences))[0]
     return [best[start : start + NEW] for start in starts]
 
@@ -168,14 +169,14 @@ def test_one_cache_for_many_inputs(model):
 def test_shared_cache_is_not_copied_per_row(model):
     """No array of the compiled program is as large as the keys of the cache times the rows.
 
-    The cache gets 97 slots, a prime, so that only the attention scores have sizes that are multiples of
+    The cache gets 97 slots, a prime, so that only the attention logits have sizes that are multiples of
     it too; with prompts of 3 tokens these are smaller.
     """
     config, params = model
     ten = compressed(model, [[5, GIST]], 1)
     slots = jnp.asarray(np.arange(97) % MAX_GIST)[None]
     layout = jax.tree.map(lambda x: x[:, slots[0]], ten.layout)
-    gists = GistCache(ten.memory.take(slots), layout, ten.offset, ten.fingerprint)
+    gists = GistCache(ten.memory.take(slots), layout, ten.offset)
     tokens, segment = arrays([[7]] * ROWS, ROWS, 3)
     numbers = np.int32(NEW), np.int32(EOS), np.int32(0), None
     shape = dict(config=config, condition="gist", gist_token=GIST, max_new=NEW)
@@ -189,7 +190,7 @@ def test_shared_cache_is_not_copied_per_row(model):
 
 @pytest.mark.parametrize("num_gist_tokens", [1, 5])
 def test_bfloat16(model, num_gist_tokens):
-    """Products that XLA's CPU backend has in some shapes only."""
+    """Matmuls that XLA's CPU backend has in some shapes only."""
     config, params = model
     half = config, jax.tree.map(lambda x: x.astype("bfloat16"), params)
     gists = compressed(half, [[5, 6, 7] + [GIST] * num_gist_tokens] * 2, 2)
@@ -216,7 +217,7 @@ def test_several_instructions_in_a_row(model):
 def test_no_gradient_reaches_an_instruction_but_through_gist_positions(tiny):
     """With the gist keys, values and states held constant, nothing later depends on the instruction.
 
-    The constants stand before the sequence as what was read earlier, and the sequence's own gist tokens
+    The constants stand before the sequence as a prefix, and the sequence's own gist tokens
     are hidden from the later ones, so the states are those of the plain run. The outputs of an
     encoder-decoder see these constants and states, and nothing else.
     """
@@ -226,11 +227,11 @@ def test_no_gradient_reaches_an_instruction_but_through_gist_positions(tiny):
     split, k = 6, 2
     layout = gist.layout_of(tokens, GIST)
     positions = gist.positions_of(layout.segment)
-    mask = gist.attention_mask(layout, "gist", bidirectional=config.bidirectional)
+    mask = gist.attention_mask(layout, "gist", bidirectional=config.is_encoder_decoder)
     embeddings = model.embedding[tokens]
 
     def plain(embeddings):
-        return model.read(Tokens(embeddings, positions, gist.mask_to_bias(mask)))
+        return model.prefill(Tokens(embeddings, positions, gist.mask_to_bias(mask)))
 
     _, memory = plain(embeddings)
     gists = memory.take(jnp.arange(split - k, split)[None])
@@ -240,16 +241,16 @@ def test_no_gradient_reaches_an_instruction_but_through_gist_positions(tiny):
     bias = gist.mask_to_bias(jnp.concatenate([constants, own], axis=-1))
 
     def held_constant(embeddings):
-        return model.read(Tokens(embeddings, positions, bias), gists)
+        return model.prefill(Tokens(embeddings, positions, bias), gists)
 
-    def score(forward):
+    def squared_logits(forward):
         return lambda x: jnp.sum(model.logits(forward(x)[0])[:, split:] ** 2)
 
     np.testing.assert_allclose(
         held_constant(embeddings)[0][:, split:], plain(embeddings)[0][:, split:], atol=1e-5
     )
-    through_gist = jax.grad(score(plain))(embeddings)[0]
-    without = jax.grad(score(held_constant))(embeddings)[0]
+    through_gist = jax.grad(squared_logits(plain))(embeddings)[0]
+    without = jax.grad(squared_logits(held_constant))(embeddings)[0]
     instruction, rest = slice(0, split - k), slice(split, None)
     assert np.all(np.asarray(without[instruction]) == 0)
     assert np.all(np.abs(through_gist[instruction]).max(axis=-1) > 0)
@@ -273,7 +274,7 @@ def loop_bodies(program: str) -> str:
 def test_a_decode_step_copies_no_cache(model, with_prefix):
     """In the compiled loop only the in-place update makes an array of a cache's size.
 
-    What was read is larger still, and nothing in the loop is as large as that.
+    The prompt's own cache is larger still, and nothing in the loop is as large as that.
     """
     config, params = model
     batch, length = 3, 203
@@ -282,7 +283,7 @@ def test_a_decode_step_copies_no_cache(model, with_prefix):
     numbers = np.int32(MANY), np.int32(EOS), np.int32(0), None
     shape = dict(config=config, condition="gist", gist_token=GIST, max_new=MANY)
     program = generate.lower(params, tokens, segment, prefix, *numbers, **shape).compile().as_text()
-    layers, heads, dim = written_cache(config)
+    layers, heads, dim = output_cache(config)
     made = [
         (int(np.prod([int(d) for d in dims.split(",")])), operation)
         for dims, operation in re.findall(r"= \w+\[([\d,]+)\]\S* ([\w\-]+)\(", loop_bodies(program))
@@ -298,11 +299,11 @@ def test_a_decode_step_copies_no_cache(model, with_prefix):
 MANY = 151
 
 
-def written_cache(config) -> tuple[int, int, int]:
-    """Layers, heads and head dim of the cache of written tokens."""
-    if config.decoder_start_token is None:
-        return config.num_layers, config.num_kv_heads, config.head_dim
-    return config.num_decoder_layers, config.num_heads, config.head_dim
+def output_cache(config) -> tuple[int, int, int]:
+    """Layers, heads and head dim of the cache of the output."""
+    if config.is_encoder_decoder:
+        return config.num_decoder_layers, config.num_heads, config.head_dim
+    return config.num_layers, config.num_kv_heads, config.head_dim
 
 
 def test_limit_below_the_bucket(model):
@@ -323,12 +324,12 @@ def test_sampling_rows_do_not_depend_on_the_batch(model):
 
 
 def test_sampling_follows_the_probabilities_it_is_given():
-    scores = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
     keys = jax.random.split(jax.random.key(0), 4000)
 
     def shares(temperature=1.0, top_k=0, top_p=1.0):
         how = Sampling(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
-        drawn = sample(jnp.broadcast_to(scores, (4000, 4)), keys, how)
+        drawn = sample(jnp.broadcast_to(logits, (4000, 4)), keys, how)
         return np.bincount(np.asarray(drawn), minlength=4) / 4000
 
     np.testing.assert_allclose(shares(), [0.5, 0.3, 0.15, 0.05], atol=0.03)

@@ -133,6 +133,6 @@ def test_packed_and_padded_rows(row, condition):
 def test_bias_hides_and_never_gives_nan(dtype):
     mask = jnp.array([[True, False], [False, False]])
     bias = gist.mask_to_bias(mask, jnp.dtype(dtype))
-    scores = jax.nn.softmax(bias - 1000.0 * jnp.ones((2, 2), dtype), axis=-1)
-    np.testing.assert_array_equal(scores, [[1, 0], [0.5, 0.5]])
+    weights = jax.nn.softmax(bias - 1000.0 * jnp.ones((2, 2), dtype), axis=-1)
+    np.testing.assert_array_equal(weights, [[1, 0], [0.5, 0.5]])
     assert bias.dtype == dtype

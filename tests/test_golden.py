@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from gist_jax import gist
-from gist_jax.inference.compress import compress
-from gist_jax.inference.generate import generate
+from gist_jax.inference.decode import generate
 from gist_jax.inference.gist_cache import GistCache
-from gist_jax.models.cache import empty
-from gist_jax.models.family import merge
-from gist_jax.models.model import Tokens
+from gist_jax.inference.prefill import compress
+from gist_jax.models.cache import KVCache
+from gist_jax.models.model import DecodeState, Tokens
+from gist_jax.models.registry import merge
 from gist_jax.models.stack import unstacked
 from gist_jax.training.config import default
 from gist_jax.training.optimizer import make_optimizer
-from gist_jax.training.step import Objective, TrainState, logits, train_step
+from gist_jax.training.step import StepConfig, TrainState, logits, train_step
 
 CASES = range(3)
 EOS = {"llama": 2, "t5": 1}
@@ -54,7 +54,7 @@ def case(request, golden, golden_model):
 
 
 @pytest.fixture(scope="module")
-def separate(golden_model):
+def unrolled(golden_model):
     return unstacked(golden_model[1])
 
 
@@ -62,7 +62,7 @@ def separate(golden_model):
 def test_mask(case, condition, golden, golden_model):
     config = golden_model[0]
     layout = gist.layout_of(jnp.asarray(case.tokens), config.vocab_size - 1)
-    mask = gist.attention_mask(layout, condition, bidirectional=config.bidirectional)[0, 0]
+    mask = gist.attention_mask(layout, condition, bidirectional=config.is_encoder_decoder)[0, 0]
     if case.decoder_tokens is None:
         np.testing.assert_array_equal(mask, np.tril(golden[f"{case.name}/{condition}/mask"]))
         return
@@ -78,21 +78,14 @@ def test_mask(case, condition, golden, golden_model):
 @pytest.mark.parametrize("condition", gist.CONDITIONS)
 def test_logits(case, condition, golden, golden_model):
     config, params = golden_model
-    ours = logits(params, config, Objective(condition, config.vocab_size - 1), case.batch())
+    ours = logits(params, config, StepConfig(condition, config.vocab_size - 1), case.batch())
     np.testing.assert_allclose(ours, golden[f"{case.name}/{condition}/logits"], rtol=0, atol=2e-4)
 
 
 def compressed(case, config, params) -> GistCache:
     tokens = case.tokens[:, : case.split]
-    arrays = compress(
-        params,
-        tokens,
-        np.ones_like(tokens),
-        config=config,
-        gist_token=config.vocab_size - 1,
-        num_kept=case.num_gist_tokens,
-    )
-    return GistCache(*arrays, fingerprint="")
+    settings = dict(gist_token=config.vocab_size - 1, num_kept=case.num_gist_tokens)
+    return compress(params, tokens, np.ones_like(tokens), config=config, **settings)
 
 
 def greedy(config, params, tokens, prefix, condition, eos):
@@ -108,14 +101,14 @@ def assert_continues(ours, published, eos):
 
 
 @pytest.mark.parametrize("condition", gist.CONDITIONS)
-def test_greedy_from_the_full_prompt(case, condition, golden, golden_model, separate, model_family):
+def test_greedy_from_the_full_prompt(case, condition, golden, golden_model, unrolled, model_family):
     eos = EOS[model_family]
-    ours = greedy(golden_model[0], separate, case.tokens, None, condition, eos)
+    ours = greedy(golden_model[0], unrolled, case.tokens, None, condition, eos)
     assert_continues(ours, golden[f"{case.name}/{condition}/greedy"][0], eos)
 
 
-def test_gist_cache(case, golden, golden_model, separate):
-    gists = compressed(case, golden_model[0], separate)
+def test_gist_cache(case, golden, golden_model, unrolled):
+    gists = compressed(case, golden_model[0], unrolled)
     published = f"{case.name}/gist_cache"
     for side in ("keys", "values"):
         ours = np.stack(getattr(gists.memory.cache, side))
@@ -131,34 +124,44 @@ def test_gist_cache(case, golden, golden_model, separate):
     np.testing.assert_array_equal(gists.memory.positions[0], expected)
 
 
-def test_logits_from_the_cache(case, golden, golden_model, separate):
-    """Of all tokens after the gist tokens, or of all that a decoder writes, in one call."""
-    config, gists = golden_model[0], compressed(case, golden_model[0], separate)
-    model = merge(separate, config)
+def decoded(model, ids, bias, context) -> jax.Array:
+    """Final hidden states of an encoder-decoder's outputs, decoded token by token."""
+    config, (rows, length) = model.config, ids.shape
+    shape = rows, config.num_heads, length, config.head_dim
+    cache = KVCache.empty(config.num_decoder_layers, shape, "float32")
+    state, steps = DecodeState(cache, jnp.int32(0), jnp.zeros((1, 1), jnp.int32)), []
+    for t in range(length):
+        hidden, state = model.decode_step(ids[:, t : t + 1], bias[:, :, t : t + 1], context, state)
+        steps.append(hidden)
+    return jnp.concatenate(steps, axis=1)
+
+
+def test_logits_from_the_cache(case, golden, golden_model, unrolled):
+    """Of all tokens after the gist tokens in one call, or of all that a decoder writes, one by one."""
+    config, gists = golden_model[0], compressed(case, golden_model[0], unrolled)
+    model = merge(unrolled, config)
     tokens = jnp.asarray(case.tokens[:, case.split :])
     layout = gist.continued(gists.layout, gist.layout_of(tokens, config.vocab_size - 1))
-    mask = gist.attention_mask(layout, "gist", before=gists.layout, bidirectional=config.bidirectional)
+    mask = gist.attention_mask(
+        layout, "gist", before=gists.layout, bidirectional=config.is_encoder_decoder
+    )
     positions = gist.positions_of(layout.segment) + gists.offset[:, None]
-    read = Tokens(tokens, positions, gist.mask_to_bias(mask))
-    hidden, memory = model.read(read, gists.memory)
+    inputs = Tokens(tokens, positions, gist.mask_to_bias(mask))
+    hidden, memory = model.prefill(inputs, gists.memory)
     if case.decoder_tokens is not None:
         output = gist.following(layout, jnp.ones_like(case.decoder_tokens))
         mask = gist.attention_mask(output, "gist", before=gist.joined(gists.layout, layout))
-        positions = gist.positions_of(output.segment)
-        written = Tokens(jnp.asarray(case.decoder_tokens), positions, gist.mask_to_bias(mask))
-        context = model.context(gists.memory), model.context(memory)
-        shape = 1, config.num_heads, case.decoder_tokens.shape[1], config.head_dim
-        cache = empty(config.num_decoder_layers, shape, "float32")
-        hidden, _ = model.write(written, context, cache, 0)
+        context = gists.context_kv(model), model.context_kv(memory)
+        hidden = decoded(model, case.decoder_tokens, gist.mask_to_bias(mask), context)
     ours = model.logits(hidden)
     name = "logits_after" if case.decoder_tokens is None else "logits"
     published = golden[f"{case.name}/gist_cache/{name}"]
     np.testing.assert_allclose(ours[:, -published.shape[1] :], published, rtol=0, atol=2e-4)
 
 
-def test_greedy_from_the_cache(case, golden, golden_model, separate, model_family):
-    eos, gists = EOS[model_family], compressed(case, golden_model[0], separate)
-    ours = greedy(golden_model[0], separate, case.tokens[:, case.split :], gists, "gist", eos)
+def test_greedy_from_the_cache(case, golden, golden_model, unrolled, model_family):
+    eos, gists = EOS[model_family], compressed(case, golden_model[0], unrolled)
+    ours = greedy(golden_model[0], unrolled, case.tokens[:, case.split :], gists, "gist", eos)
     assert_continues(ours, golden[f"{case.name}/gist_cache/greedy"][0], eos)
 
 
@@ -167,11 +170,11 @@ def training_batch(golden, step: int, config) -> dict[str, np.ndarray]:
     tokens = golden[f"train/step{step}/input_ids"].astype(np.int32)
     labels = golden[f"train/step{step}/labels"]
     batch = {"tokens": tokens, "segment": np.ones_like(tokens)}
-    start = config.decoder_start_token
-    if start is None:  # the labels are not yet shifted
+    if not config.is_encoder_decoder:  # the labels are not yet shifted
         labels = np.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=-100)
     targets = np.maximum(labels, 0).astype(np.int32)
-    if start is not None:  # which is also what the prompts are padded with
+    if config.is_encoder_decoder:
+        start = config.decoder_start_token  # which is also what the prompts are padded with
         batch["segment"] = (tokens != start).astype(np.int32)
         batch["decoder_tokens"] = np.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=start)
         batch["decoder_segment"] = np.ones_like(targets)
@@ -196,7 +199,7 @@ def test_ten_training_steps(accumulate, remat, golden, golden_model, model_famil
         functools.partial(
             train_step,
             config=config,
-            objective=Objective("gist", config.vocab_size - 1, remat=remat),
+            step_config=StepConfig("gist", config.vocab_size - 1, remat=remat),
             optimizer=optimizer,
             accumulate=accumulate,
         )

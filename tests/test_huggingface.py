@@ -11,9 +11,9 @@ from safetensors.numpy import load_file
 from gist_jax.data.tokenization import train_bpe
 from gist_jax.interop.export import export
 from gist_jax.interop.huggingface import Checkpoint
-from gist_jax.models import family
+from gist_jax.models import registry
 from gist_jax.models.config import LlamaConfig, T5Config
-from gist_jax.training.step import Objective, logits
+from gist_jax.training.step import StepConfig, logits
 
 LLAMA = dict(vocab_size=300, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4)
 LLAMA |= dict(num_kv_heads=2, head_dim=8, max_positions=64)
@@ -41,7 +41,7 @@ OTHER_DTYPES = [("llama", "float32"), ("llama", "float16"), ("t5 v1.1", "float32
 def test_export_then_import(name, dtype, tmp_path):
     """The same configuration, and the same parameters rounded to the dtype."""
     config = CONFIGS[name]
-    params = family.init(config, jax.random.key(0))
+    params = registry.init(config, jax.random.key(0))
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
     settings = dict(num_gist_tokens=2, condition="gist", dtype=dtype)
     export(tmp_path / "out", params, config, train_bpe(["a"], 260), **settings, shard_bytes=20_000)
@@ -49,6 +49,7 @@ def test_export_then_import(name, dtype, tmp_path):
     checkpoint = Checkpoint(tmp_path / "out")
     assert checkpoint.config == config
     assert checkpoint.fields["gist"] == {
+        "format": 1,
         "num_gist_tokens": 2,
         "gist_token_id": 260,
         "condition": "gist",
@@ -70,14 +71,14 @@ FAMILIES = sorted((TESTS / "golden" / "families").iterdir())
 
 @pytest.mark.parametrize("source", FAMILIES, ids=lambda path: path.name)
 def test_logits_of_transformers(source):
-    """Golden figures of PyTorch, see tests/golden/make_families.py."""
+    """Golden results of PyTorch, see tests/golden/make_families.py."""
     golden, checkpoint = np.load(source / "logits.npz"), Checkpoint(source)
     batch = {"tokens": golden["input_ids"], "segment": np.ones_like(golden["input_ids"])}
     if "decoder_input_ids" in golden:
         batch["decoder_tokens"] = golden["decoder_input_ids"]
         batch["decoder_segment"] = np.ones_like(batch["decoder_tokens"])
-    objective = Objective("pos_control", checkpoint.config.vocab_size)
-    ours = logits(checkpoint.load("float32"), checkpoint.config, objective, batch)
+    step_config = StepConfig("pos_control", checkpoint.config.vocab_size)
+    ours = logits(checkpoint.load("float32"), checkpoint.config, step_config, batch)
     np.testing.assert_allclose(ours, golden["logits"], rtol=0, atol=1e-4)
 
 

@@ -267,8 +267,8 @@ def test_decoding_gives_the_output_back(tokenizer, validation):
 def test_the_input_alone_is_a_weak_baseline(validation):
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
     for split in ("validation_seen", "validation_unseen"):
-        scores = [scorer.score(e["output"], e["input"])["rougeL"].fmeasure for e in validation[split]]
-        assert 100 * sum(scores) / len(scores) < 45
+        metrics = [scorer.score(e["output"], e["input"])["rougeL"].fmeasure for e in validation[split]]
+        assert 100 * sum(metrics) / len(metrics) < 45
 
 
 def test_human_examples(validation):

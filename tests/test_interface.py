@@ -1,4 +1,4 @@
-"""The Python interface and the command-line doors, on a run of a few steps."""
+"""The Python interface and the command-line commands, on a run of a few steps."""
 
 import json
 import pathlib
@@ -9,20 +9,18 @@ import numpy as np
 import pytest
 import quick
 import tokenizers
-from doors import INPUTS, INSTRUCTIONS, door
+from commands import INPUTS, INSTRUCTIONS, command
 
 import gist_jax
 from gist_jax import compress, evaluate, generate
 from gist_jax.data import instructions
 from gist_jax.data.tokenization import SPECIAL_TOKENS, from_tokenizers, load_tokenizer
-from gist_jax.evaluation import scores
-from gist_jax.evaluation.predict import read_predictions
-from gist_jax.inference.compress import compress as compress_compiled
-from gist_jax.inference.generate import generate as compiled
+from gist_jax.evaluation import predict
+from gist_jax.inference import decode, prefill
 from gist_jax.inference.language_model import LanguageModel
-from gist_jax.models import family
-from gist_jax.training.metrics import read_metrics
+from gist_jax.models import registry
 from gist_jax.training.run import prepare
+from gist_jax.workdir import read_metrics
 
 
 def test_evaluation_of_a_run(workdir):
@@ -30,27 +28,27 @@ def test_evaluation_of_a_run(workdir):
     for split in ("seen", "unseen", "human"):
         for metric in ("rouge1", "rouge2", "rougeL", "exact_match"):
             assert 0 <= last[f"validation_{split}/{metric}"] <= 100
-        assert len(read_predictions(workdir / "predictions" / f"8-validation_{split}.csv")) == 4
+        assert len(predict.read_predictions(workdir / "predictions" / f"8-validation_{split}.csv")) == 4
     assert any((workdir / "tensorboard").iterdir())
 
 
 def test_lengths_of_a_split(workdir, monkeypatch, capsys):
-    """The config asks for three new tokens at most in the human split, in a run and at the door."""
+    """The config asks for three new tokens at most in the human split, in a run and at the command."""
     asked = {}
 
     def predicted(model, examples, *, description, **lengths):
         asked[description] = lengths["max_new_tokens"]
         return [{"instruction": "a", "input": "b", "reference": "c", "prediction": "c"}]
 
-    monkeypatch.setattr(scores, "predict", predicted)
+    monkeypatch.setattr(predict, "predict", predicted)
     monkeypatch.setattr(evaluate, "predict", predicted)
     config = quick.get_config("t5")
     run = prepare(config, workdir.parent / "lengths")
-    scores.evaluator(run)(run.init(), 1)
+    predict.evaluator(run)(run.init(), 1)
     assert asked == {"validation_seen": 8, "validation_unseen": 8, "validation_human": 3}
     asked.clear()
-    door(evaluate, monkeypatch, capsys, f"--model={workdir}", "--split=validation_human")
-    door(evaluate, monkeypatch, capsys, f"--model={workdir}", "--split=validation_seen")
+    command(evaluate, monkeypatch, capsys, f"--model={workdir}", "--split=validation_human")
+    command(evaluate, monkeypatch, capsys, f"--model={workdir}", "--split=validation_seen")
     assert asked == {"validation_seen": 8, "validation_human": 3}
 
 
@@ -68,10 +66,11 @@ def test_cache_equals_whole_prompt(lm):
 def test_one_compilation_per_bucket(lm):
     lm.generate(instructions=INSTRUCTIONS[:1], inputs=["red cow"], max_new_tokens=5)
     lm.compress(INSTRUCTIONS)
-    before = compiled._cache_size(), compress_compiled._cache_size()
+    programs = decode.generate, prefill.compress
+    before = [program._cache_size() for program in programs]
     lm.generate(instructions=INSTRUCTIONS[:1], inputs=["red cow dog"], max_new_tokens=7)
     lm.compress(["Say red.", "Say the first word of the input."])
-    assert (compiled._cache_size(), compress_compiled._cache_size()) == before
+    assert [program._cache_size() for program in programs] == before
 
 
 def test_save_and_load(lm, tmp_path):
@@ -93,17 +92,17 @@ def test_rows_of_a_cache(lm):
             gists[rows]
 
 
-def test_fingerprints_see_every_parameter_and_every_token(lm):
-    params = family.init(lm.config, jax.random.key(0))
+def test_an_origin_sees_every_parameter_and_every_token(lm):
+    params = registry.init(lm.config, jax.random.key(0))
     settings = dict(config=lm.config, tokenizer=lm.tokenizer, num_gist_tokens=1)
-    known = LanguageModel.from_params(params, **settings).fingerprint
-    assert known == LanguageModel.from_params(params, **settings).fingerprint
+    known = LanguageModel.from_params(params, **settings).origin
+    assert known == LanguageModel.from_params(params, **settings).origin
     for change in (
         lambda x: x.at[lm.tokenizer.gist_id].multiply(1.1),
         lambda x: x.at[np.array([3, 4])].set(x[np.array([4, 3])]),
     ):
         other = {**params, "embedding": change(params["embedding"])}
-        assert LanguageModel.from_params(other, **settings).fingerprint != known
+        assert LanguageModel.from_params(other, **settings).origin != known
     swapped = json.loads(instructions.load_tokenizer().to_str())
     ids = swapped["model"]["vocab"]
     ids["red"], ids["count"] = ids["count"], ids["red"]
@@ -111,7 +110,7 @@ def test_fingerprints_see_every_parameter_and_every_token(lm):
     assert tokenizer.fingerprint() != lm.tokenizer.fingerprint()
 
 
-def test_positions_are_counted_row_by_row(lm):
+def test_every_row_has_its_own_positions(lm):
     """A long instruction with a short input and the reverse: together they fit too."""
     spoken, given = ["red " * 50, "Say red."], ["cow", "dog " * 50]
     outputs = lm.generate(lm.compress(spoken), inputs=given, max_new_tokens=8)
@@ -125,28 +124,28 @@ def test_files_that_cannot_be_written(lm):
 
 def test_bfloat16_caches_keep_their_dtype_and_model(workdir, lm, tmp_path):
     half = gist_jax.load(workdir, dtype="bfloat16")
-    assert half.fingerprint == lm.fingerprint
+    assert half.origin == lm.origin
     half.compress(INSTRUCTIONS).save(tmp_path / "x")
     loaded = gist_jax.GistCache.load(tmp_path / "x")
     assert loaded.memory.cache.keys[0].dtype == "bfloat16"
     assert len(half.generate(loaded, inputs=INPUTS, max_new_tokens=4)) == 2
 
 
-def test_doors(workdir, lm, tmp_path, monkeypatch, capsys):
+def test_commands(workdir, lm, tmp_path, monkeypatch, capsys):
     file, predictions = str(tmp_path / "x.gist.safetensors"), str(tmp_path / "preds.csv")
     model = f"--model={workdir}"
     spoken = [f"--instruction={text}" for text in INSTRUCTIONS]
     given = [f"--input={text}" for text in INPUTS]
-    door(compress, monkeypatch, capsys, model, *spoken, f"--output={file}")
-    cached = door(generate, monkeypatch, capsys, model, f"--gist={file}", *given)
-    whole = door(generate, monkeypatch, capsys, model, *spoken, *given)
+    command(compress, monkeypatch, capsys, model, *spoken, f"--output={file}")
+    cached = command(generate, monkeypatch, capsys, model, f"--gist={file}", *given)
+    whole = command(generate, monkeypatch, capsys, model, *spoken, *given)
     expected = lm.generate(instructions=INSTRUCTIONS, inputs=INPUTS)
     assert cached == whole == "\n".join(expected) + "\n"
 
     small = ["--num_examples=6", "--max_new_tokens=8", "--split=validation_unseen"]
-    printed = door(evaluate, monkeypatch, capsys, model, *small, f"--output={predictions}")
-    assert len(read_predictions(predictions)) == 6
-    assert printed == door(evaluate, monkeypatch, capsys, f"--predictions={predictions}")
+    printed = command(evaluate, monkeypatch, capsys, model, *small, f"--output={predictions}")
+    assert len(predict.read_predictions(predictions)) == 6
+    assert printed == command(evaluate, monkeypatch, capsys, f"--predictions={predictions}")
     assert printed.startswith("rouge1 ")
 
 

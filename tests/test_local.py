@@ -9,8 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from doors import mistake
-from launching import ROOT, alive, script, signal_this_process, wait_for
+from commands import mistake
+from launch_scripts import ROOT, alive, script, signal_this_process, wait_for
 
 local = script("local")
 

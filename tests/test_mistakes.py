@@ -11,7 +11,7 @@ import jax
 import pytest
 import quick
 import tokenizers
-from doors import INSTRUCTIONS, mistake
+from commands import INSTRUCTIONS, mistake
 from ml_collections import ConfigDict
 
 import gist_jax
@@ -19,7 +19,7 @@ from gist_jax import compress, evaluate, generate
 from gist_jax.data.tokenization import SPECIAL_TOKENS, from_tokenizers, train_bpe
 from gist_jax.errors import UserError
 from gist_jax.inference.language_model import LanguageModel
-from gist_jax.models import family
+from gist_jax.models import registry
 from gist_jax.training.run import prepare
 
 
@@ -78,9 +78,9 @@ def test_mistakes_with_gist_files(workdir, lm, tmp_path, monkeypatch, capsys):
     assert number == "error: there are 2 gist caches for 3 inputs: give one, or one for each"
 
     for other in (
-        dict(params=jax.tree.map(lambda x: x * 1.5, family.init(lm.config, jax.random.key(0)))),
+        dict(params=jax.tree.map(lambda x: x * 1.5, registry.init(lm.config, jax.random.key(0)))),
         dict(
-            params=family.init(lm.config, jax.random.key(0)),
+            params=registry.init(lm.config, jax.random.key(0)),
             tokenizer=dataclasses.replace(lm.tokenizer, bos_id=5),
         ),
     ):
@@ -240,16 +240,16 @@ def test_unknown_field_in_a_config_file(tmp_path):
     ("arguments", "sentence"),
     [
         (
-            ["--config=tests/quick.py", "--workdir=X", "--config.optimizer.learning_rat=1"],
+            ["--config=tests/helpers/quick.py", "--workdir=X", "--config.optimizer.learning_rat=1"],
             "learning_rat",
         ),
-        (["--config=tests/quick.py"], "workdir"),
+        (["--config=tests/helpers/quick.py"], "workdir"),
         (["--config=tests/nowhere.py", "--workdir=X"], "nowhere.py"),
-        (["--config=tests/quick.py", "--workdir=X", "--config.num_gist_tokens=0"], "at least 1"),
-        (["--config=tests/quick.py", "--workdir=X", "--config.num_steps=few"], "num_steps"),
+        (["--config=tests/helpers/quick.py", "--workdir=X", "--config.num_gist_tokens=0"], "at least 1"),
+        (["--config=tests/helpers/quick.py", "--workdir=X", "--config.num_steps=few"], "num_steps"),
     ],
 )
-def test_mistakes_of_the_train_door(arguments, sentence, tmp_path):
+def test_mistakes_of_the_train_command(arguments, sentence, tmp_path):
     root = pathlib.Path(__file__).parent.parent
     arguments = [a.replace("=X", f"={tmp_path}/run") for a in arguments]
     done = subprocess.run(

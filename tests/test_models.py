@@ -1,4 +1,4 @@
-"""Parts of the models that golden figures do not reach."""
+"""Parts of the models that golden results do not reach."""
 
 import dataclasses
 import math
@@ -10,11 +10,11 @@ import pytest
 
 from gist_jax import gist
 from gist_jax.interop.huggingface import read_config
-from gist_jax.models import family
-from gist_jax.models.cache import empty
-from gist_jax.models.family import merge, name_of
-from gist_jax.models.layers import attend, attend_cached
-from gist_jax.models.model import Tokens
+from gist_jax.models import registry
+from gist_jax.models.cache import KVCache
+from gist_jax.models.layers import attend, attend_blocks
+from gist_jax.models.model import DecodeState, Tokens
+from gist_jax.models.registry import merge
 from gist_jax.models.stack import unstacked
 from gist_jax.models.t5 import relative_bucket
 
@@ -33,7 +33,7 @@ def test_cached_attention_equals_attention(groups):
     heads_first = k.swapaxes(1, 2), v.swapaxes(1, 2)
     blocks = [tuple(x[:, :, :3] for x in heads_first), tuple(x[:, :, 3:] for x in heads_first)]
     expected = attend(q, k, v, bias)
-    np.testing.assert_allclose(attend_cached(q, blocks, bias), expected, atol=1e-5)
+    np.testing.assert_allclose(attend_blocks(q, blocks, bias), expected, atol=1e-5)
 
 
 def test_a_shared_block_equals_a_repeated_one():
@@ -41,7 +41,7 @@ def test_a_shared_block_equals_a_repeated_one():
     own = k.swapaxes(1, 2)[:, :, 2:], v.swapaxes(1, 2)[:, :, 2:]
     shared = tuple(x.swapaxes(1, 2)[:1, :, :2] for x in (k, v))
     repeated = tuple(jnp.repeat(x, 3, axis=0) for x in shared)
-    ours, expected = (attend_cached(q, [block, own], bias) for block in (shared, repeated))
+    ours, expected = (attend_blocks(q, [block, own], bias) for block in (shared, repeated))
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
@@ -55,39 +55,45 @@ def sequences(config):
     """A prompt, and an output where that is a sequence of its own."""
     tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, 40)
     layout = gist.layout_of(tokens.at[:, 4].set(40), 40)
-    mask = gist.attention_mask(layout, "gist", bidirectional=config.bidirectional)
-    read = Tokens(tokens, gist.positions_of(layout.segment), gist.mask_to_bias(mask))
-    if config.decoder_start_token is None:
-        return [read]
+    mask = gist.attention_mask(layout, "gist", bidirectional=config.is_encoder_decoder)
+    inputs = Tokens(tokens, gist.positions_of(layout.segment), gist.mask_to_bias(mask))
+    if not config.is_encoder_decoder:
+        return [inputs]
     output = gist.following(layout, jnp.ones((2, 5), jnp.int32))
     mask = gist.attention_mask(output, "gist", before=layout)
-    written = Tokens(tokens[:, :5], gist.positions_of(output.segment), gist.mask_to_bias(mask))
-    return [read, written]
+    positions = gist.positions_of(output.segment)
+    return [inputs, Tokens(tokens[:, :5], positions, gist.mask_to_bias(mask))]
 
 
-def separately(model, config, read, written=None):
-    """Final hidden states as inference computes them, layer by layer."""
-    hidden, memory = model.read(read)
-    if written is None:
+def unrolled_forward(model, config, inputs, decoder_inputs=None):
+    """Final hidden states as inference computes them: layer by layer, and an output token by token."""
+    hidden, memory = model.prefill(inputs)
+    if decoder_inputs is None:
         return hidden
-    shape = 2, config.num_heads, written.ids.shape[1], config.head_dim
-    cache = empty(config.num_decoder_layers, shape, "float32")
-    return model.write(written, [model.context(memory)], cache, 0)[0]
+    context, length = [model.context_kv(memory)], decoder_inputs.ids.shape[1]
+    shape = 2, config.num_heads, length, config.head_dim
+    cache = KVCache.empty(config.num_decoder_layers, shape, "float32")
+    state, steps = DecodeState(cache, jnp.int32(0), jnp.zeros((1, 1), jnp.int32)), []
+    for t in range(length):
+        ids, bias = decoder_inputs.ids[:, t : t + 1], decoder_inputs.bias[:, :, t : t + 1]
+        hidden, state = model.decode_step(ids, bias, context, state)
+        steps.append(hidden)
+    return jnp.concatenate(steps, axis=1)
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_scanned_layers_equal_separate_ones(tiny, remat):
+def test_scanned_layers_equal_unrolled_ones(tiny, remat):
     config, params = tiny
 
-    def score(params, separate):
-        model = merge(unstacked(params) if separate else params, config)
-        if separate:
-            hidden = separately(model, config, *sequences(config))
+    def loss(params, unrolled):
+        model = merge(unstacked(params) if unrolled else params, config)
+        if unrolled:
+            hidden = unrolled_forward(model, config, *sequences(config))
         else:
             hidden = model.forward(*sequences(config), remat=remat)
         return jnp.sum(model.logits(hidden) ** 2)
 
-    ours, theirs = (jax.value_and_grad(score)(params, separate) for separate in (False, True))
+    ours, theirs = (jax.value_and_grad(loss)(params, unrolled) for unrolled in (False, True))
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
     for a, b in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(theirs[1]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * float(jnp.abs(b).max()))
@@ -97,12 +103,12 @@ def test_scanned_layers_equal_separate_ones(tiny, remat):
 def test_heads(tiny, tied):
     config = dataclasses.replace(tiny[0], tie_embeddings=tied)
     configs = {1.0: config}
-    if name_of(config) == "t5":
+    if config.family == "t5":
         scale = config.hidden_size**-0.5
         configs = {1.0: config, scale: dataclasses.replace(config, scale_outputs=True)}
     hidden = jax.random.normal(jax.random.key(1), (1, 2, config.hidden_size))
     for scale, config in configs.items():
-        params = family.init(config, jax.random.key(0))
+        params = registry.init(config, jax.random.key(0))
         assert ("head" in params) == (not tied)
         kernel = params["embedding"].T if tied else params["head"]["kernel"]
         expected = scale * hidden @ kernel

@@ -1,12 +1,11 @@
-"""Several processes train as one would; whatever happens to them, the run goes on as if nothing had."""
+"""Several processes train as one would; whatever happens to them, the run resumes as if nothing had."""
 
 import os
-import random
 import signal
 import time
 
 import pytest
-from processes import children, finish, losses, start, wait_for_step
+from processes import children, finish, losses, printed_random, start, wait_for_step
 
 from gist_jax.training import distributed
 
@@ -45,7 +44,7 @@ def test_processes_share_the_devices_of_a_run(undisturbed, tmp_path):
     run = start(changing, 2, 2, **SETTINGS)
     wait_for_step(run, changing, 7)
     os.kill(children(run)[1], signal.SIGTERM)  # one of them; it tells the other
-    assert "the same command goes on" in finish(run, 143)
+    assert "the same command resumes" in finish(run, 143)
     saved = max(losses(changing))
     assert 7 <= saved < STEPS
     assert (changing / "checkpoints" / str(saved)).is_dir()
@@ -55,7 +54,7 @@ def test_processes_share_the_devices_of_a_run(undisturbed, tmp_path):
 
 def test_one_process_of_two_is_killed_and_a_checkpoint_is_damaged(undisturbed, tmp_path):
     """At three moments: while they start, in a step, and while a checkpoint is written."""
-    rng = random.Random()
+    rng = printed_random()
     for moment in ("start", "step", "save"):
         run = start(tmp_path, 2, 2, **SETTINGS)
         if moment == "start":

@@ -1,12 +1,11 @@
-"""A run that is stopped in any way goes on as if nothing had happened."""
+"""A run that is stopped in any way resumes as if nothing had happened."""
 
-import random
 import resource
 import signal
 import time
 
 import pytest
-from processes import command, finish, lines, losses, run, wait_for, wait_for_step
+from processes import command, finish, lines, losses, printed_random, run, wait_for, wait_for_step
 
 SETTINGS = dict(num_steps=60, checkpoint__every=7, evaluation__every=30)
 
@@ -29,7 +28,7 @@ def check_same(workdir, undisturbed):
 
 
 def test_sigkill_at_random_moments(undisturbed, tmp_path):
-    rng = random.Random()
+    rng = printed_random()
     for _ in range(2):  # while it starts: nothing that is half written may count
         killed = run(command(tmp_path, **SETTINGS))
         time.sleep(rng.uniform(1, 6))
@@ -53,7 +52,7 @@ def test_sigterm_and_a_full_disk(undisturbed, tmp_path):
     stopped = run(command(tmp_path, **SETTINGS))
     wait_for_step(stopped, tmp_path, 18)
     stopped.terminate()
-    assert "the same command goes on" in finish(stopped, 128 + signal.SIGTERM)
+    assert "the same command resumes" in finish(stopped, 128 + signal.SIGTERM)
     saved = max(losses(tmp_path))
     checkpoints = tmp_path / "checkpoints"
     kept = {path.name for path in checkpoints.iterdir()}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from steps import MODELS, compiled_step, losses_of, metrics_of, program_of, random_batch, start
 
-from gist_jax.benchmark.collectives import collectives
-from gist_jax.training import sharding
+from gist_jax import sharding
+from gist_jax.cost_model.collectives import collectives
 from gist_jax.training.config import default
 
 STACKS = ("encoder", "decoder")
@@ -57,23 +57,22 @@ def test_bfloat16_steps_change_float32_master_weights():
     program = program_of("llama", param_dtype="bfloat16", optimizer__learning_rate=1e-6)
     with jax.set_mesh(program.mesh):
         before = start("llama")
-        state = program.create(jax.device_put(before, program.params_on))
+        state = program.create(jax.device_put(before, program.param_shardings))
         step = compiled_step(program)
         for _ in range(3):
-            state, _ = step(
-                state, jax.device_put(random_batch(MODELS["llama"], rows=16), program.rows_on)
-            )
-    moved = np.abs(state.params["embedding"] - before["embedding"])
+            batch = random_batch(MODELS["llama"], rows=16)
+            state, _ = step(state, jax.device_put(batch, program.batch_sharding))
+    change = np.abs(state.params["embedding"] - before["embedding"])
     assert state.params["embedding"].dtype == np.float32
-    assert 2e-6 < np.max(moved) < 4e-6
+    assert 2e-6 < np.max(change) < 4e-6
 
 
 def test_dropout_depends_on_seed_and_step():
     program = program_of("t5", dropout=0.2, optimizer__learning_rate=1e-30)
-    batch = jax.device_put(random_batch(MODELS["t5"], rows=16), program.rows_on)
+    batch = jax.device_put(random_batch(MODELS["t5"], rows=16), program.batch_sharding)
     losses = []
     with jax.set_mesh(program.mesh):
-        state = program.create(jax.device_put(start("t5"), program.params_on))
+        state = program.create(jax.device_put(start("t5"), program.param_shardings))
         step = compiled_step(program)
         for _ in range(2):  # whose updates are nothing
             state, metrics = step(state, batch)
@@ -91,7 +90,7 @@ def part(x: jax.ShapeDtypeStruct) -> tuple[int, ...]:
 
 def test_parameters_and_moments_are_split_over_the_mesh(model_family):
     program, model = program_of(model_family, (1, 2, 4)), MODELS[model_family]
-    adam = program.state.optimizer[1]
+    adam = program.state.opt_state[1]
     for tree in (program.state.params, adam.mu, adam.nu):
         layers = tree.get("encoder", tree)["layers"]
         assert part(layers["feed_forward"]["up"]["kernel"]) == (model.num_layers, 16, 12)
@@ -108,17 +107,14 @@ def test_key_value_heads_that_do_not_divide_stay_whole():
 
 def test_adafactor_keeps_little_and_shards_the_rest():
     state = program_of("llama", (1, 8, 1), optimizer__name="adafactor").state
-    factored = state.optimizer[1][0]
-    assert part(factored.v["layers"]["feed_forward"]["up"]["kernel"]) == (
-        2,
-        4,
-        48,
-    )  # too small to factor
+    factored = state.opt_state[1][0]
+    small = factored.v["layers"]["feed_forward"]["up"]["kernel"]
+    assert part(small) == (2, 4, 48)  # too small to factor
     assert factored.v_row["layers"]["feed_forward"]["up"]["kernel"].sharding.is_fully_replicated
 
 
 def test_a_parameter_without_a_rule_is_an_error():
-    mesh = sharding.make_mesh(default())
+    mesh = sharding.make_mesh(default().mesh)
     with pytest.raises(ValueError, match="parameter x has axis 'heights'"):
         sharding.param_shardings(mesh, {"x": ("heights",)}, {"x": jnp.zeros(3)})
 
@@ -126,10 +122,10 @@ def test_a_parameter_without_a_rule_is_an_error():
 def test_a_parameter_that_does_not_divide_is_an_error():
     config = default()
     config.mesh.update(data=1, fsdp=8)
-    with pytest.raises(
-        ValueError, match=r"parameter x of shape \(12,\) does not divide over the mesh's 8"
-    ):
-        sharding.param_shardings(sharding.make_mesh(config), {"x": ("embed",)}, {"x": jnp.zeros(12)})
+    mesh = sharding.make_mesh(config.mesh)
+    sentence = r"parameter x of shape \(12,\) does not divide over the mesh's 8"
+    with pytest.raises(ValueError, match=sentence):
+        sharding.param_shardings(mesh, {"x": ("embed",)}, {"x": jnp.zeros(12)})
 
 
 def nbytes(tree) -> int:
@@ -138,7 +134,7 @@ def nbytes(tree) -> int:
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_no_device_gathers_more_than_a_layer_at_a_time(model_family, monkeypatch, remat):
-    """With fsdp: what one turn of a loop gathers, and what is gathered outside of all loops."""
+    """With fsdp: what one trip of a loop gathers, and what is gathered outside of all loops."""
     wide = dict(num_layers=6, hidden_size=64, intermediate_size=128)
     if model_family == "t5":
         wide["num_decoder_layers"] = 6

@@ -1,6 +1,7 @@
 """Checkpoints stream into place: little memory besides the arrays, and no process reads it all."""
 
 import json
+import math
 import pathlib
 import socket
 import subprocess
@@ -10,13 +11,13 @@ import jax
 import numpy as np
 import pytest
 
+from gist_jax import sharding
 from gist_jax.data.tokenization import train_bpe
 from gist_jax.interop.export import write_tensors
-from gist_jax.interop.huggingface import Checkpoint, format_of
+from gist_jax.interop.huggingface import FORMATS, Checkpoint
 from gist_jax.interop.weights import weights
-from gist_jax.models import family
+from gist_jax.models import registry
 from gist_jax.models.config import LlamaConfig
-from gist_jax.training import sharding
 from gist_jax.training.config import default
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -26,19 +27,19 @@ def write_model(directory, config: LlamaConfig, shard_bytes: int) -> tuple[int, 
     """A checkpoint of random float32 numbers: bytes of all tensors and of the largest; their sum."""
     directory.mkdir()
     rng = np.random.default_rng(0)
-    form, sizes, sums = format_of(config), [], []
+    form, sums = FORMATS[config.family], []
+    stored_shapes = {w.name: w.stored_shape for w in weights(config, form.weights(config))}
+    sizes = {name: 4 * math.prod(shape) for name, shape in stored_shapes.items()}
 
-    def random(weight):
-        tensor = rng.random(weight.stored_shape, np.float32)
-        sizes.append(tensor.nbytes)
+    def random(name):
+        tensor = rng.random(stored_shapes[name], np.float32)
         sums.append(tensor.sum(dtype=np.float64))
         return tensor
 
-    planned = [(w.name, w.stored_shape, w) for w in weights(config, form.weights(config))]
-    write_tensors(directory, planned, random, 4, shard_bytes)
+    write_tensors(directory, sizes, random, shard_bytes)
     (directory / "config.json").write_text(json.dumps(form.write_config(config)))
     train_bpe(["a"], 260).save(directory)
-    return sum(sizes), max(sizes), float(sum(sums))
+    return sum(sizes.values()), max(sizes.values()), float(sum(sums))
 
 
 LOAD = """
@@ -71,17 +72,17 @@ import json, sys
 import jax
 jax.config.update("jax_num_cpu_devices", 1)
 jax.distributed.initialize(f"localhost:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[3]))
+from gist_jax import sharding
 from gist_jax.interop.huggingface import Checkpoint
-from gist_jax.models import family
-from gist_jax.training import sharding
+from gist_jax.models import registry
 from gist_jax.training.config import default
 config = default()
 config.mesh.update(data=1, fsdp=int(sys.argv[4]), tensor=int(sys.argv[5]))
-mesh = sharding.make_mesh(config)
+mesh = sharding.make_mesh(config.mesh)
 checkpoint = Checkpoint(sys.argv[1])
-shapes = jax.eval_shape(lambda: family.init(checkpoint.config, jax.random.key(0)))
-on = sharding.param_shardings(mesh, family.logical_axes(checkpoint.config), shapes)
-params = checkpoint.load("float32", on)
+shapes = jax.eval_shape(lambda: registry.init(checkpoint.config, jax.random.key(0)))
+shardings = sharding.param_shardings(mesh, registry.logical_axes(checkpoint.config), shapes)
+params = checkpoint.load("float32", shardings)
 total = sum(float(jax.jit(lambda x: x.sum())(x)) for x in jax.tree.leaves(params))
 print(json.dumps({"read": checkpoint.tensors.bytes_read, "total": total}))
 """
@@ -115,12 +116,15 @@ def test_only_what_a_device_holds_is_read(tmp_path):
     size, _, _ = write_model(tmp_path / "model", config, 1 << 16)
     settings = default()
     settings.mesh.update(data=2, fsdp=2, tensor=2)
-    mesh = sharding.make_mesh(settings)
-    shapes = jax.eval_shape(lambda: family.init(config, jax.random.key(0)))
-    on = sharding.param_shardings(mesh, family.logical_axes(config), shapes)
+    mesh = sharding.make_mesh(settings.mesh)
+    shapes = jax.eval_shape(lambda: registry.init(config, jax.random.key(0)))
+    shardings = sharding.param_shardings(mesh, registry.logical_axes(config), shapes)
     checkpoint = Checkpoint(tmp_path / "model")
-    params, plain = checkpoint.load("float32", on), Checkpoint(tmp_path / "model").load("float32")
+    params, unsharded = (
+        checkpoint.load("float32", shardings),
+        Checkpoint(tmp_path / "model").load("float32"),
+    )
     assert checkpoint.tensors.bytes_read == size
-    for ours, theirs, sharding_ in zip(*map(jax.tree.leaves, (params, plain, on)), strict=True):
+    for ours, theirs, wanted in zip(*map(jax.tree.leaves, (params, unsharded, shardings)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-        assert ours.sharding == sharding_
+        assert ours.sharding == wanted

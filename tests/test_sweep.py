@@ -11,8 +11,8 @@ import sys
 
 import pytest
 import quick
-from doors import mistake
-from launching import (
+from commands import mistake
+from launch_scripts import (
     BASH,
     ENVIRONMENT,
     ROOT,
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 
 sweep = script("sweep")
 
-QUICK = f"--config={ROOT / 'tests' / 'quick.py'}"
-SCORES = {
+QUICK = f"--config={ROOT / 'tests' / 'helpers' / 'quick.py'}"
+METRICS = {
     "gist-1": {"seen": 40.0, "unseen": 30.0},
     "gist-2": {"seen": 60.0, "unseen": 20.0},
     "pos_control-1": {"seen": 70.0, "unseen": 50.0},
@@ -43,7 +43,7 @@ def finished(workdir: pathlib.Path, **settings) -> pathlib.Path:
     config.update(condition=condition, num_gist_tokens=int(tokens), **settings)
     (workdir / "checkpoints" / "8").mkdir(parents=True)
     (workdir / "config.json").write_text(json.dumps(config.to_dict()))
-    best = {f"validation_{split}/rougeL": value for split, value in SCORES[workdir.name].items()}
+    best = {f"validation_{split}/rougeL": value for split, value in METRICS[workdir.name].items()}
     others = {"validation_seen/exact_match": 1.0, "validation_seen/rouge1": 2.0}
     worse = {name: value - 5 for name, value in best.items()}
     records = [{"step": 4, **best, **others}, {"step": 6, "loss": 1.0}, {"step": 8, **worse, **others}]
@@ -55,7 +55,7 @@ def finished(workdir: pathlib.Path, **settings) -> pathlib.Path:
 def train(tmp_path, monkeypatch):
     """Instead of train: copies a finished run into the workdir, or fails; which were started."""
     log = tmp_path / "started"
-    for name in SCORES:
+    for name in METRICS:
         finished(tmp_path / "trained" / name)
     # The first argument that is a workdir, and the last part of it.
     fake = f"""#!{BASH}
@@ -79,22 +79,22 @@ def test_sweep_dry_run(run_script, tmp_path, train):
     code, out, _ = run_script(sweep, *grid(tmp_path), "--seeds=0,3", "--dry-run", *settings)
     assert code == 0 and not train() and not (tmp_path / "sweep").exists()
     commands = [shlex.split(line) for line in out.splitlines()]
-    names = [*SCORES, *(f"{name}-seed3" for name in SCORES)]
+    names = [*METRICS, *(f"{name}-seed3" for name in METRICS)]
     assert [c[3] for c in commands] == [f"--workdir={tmp_path / 'sweep' / n}" for n in names]
     own = [f"--config.{f}" for f in ("condition=gist", "num_gist_tokens=2", "seed=3")]
     python, expected = str(tmp_path / "bin" / "python"), [QUICK, "--config.num_steps=9", *own]
     assert commands[5][:3] == [python, "-m", "gist_jax.train"] and commands[5][4:] == expected
 
 
-def test_sweep_goes_on_and_reports(run_script, tmp_path, train):
+def test_sweep_resumes_and_reports(run_script, tmp_path, train):
     shutil.move(tmp_path / "trained" / "gist-2", tmp_path / "broken")
     code, out, _ = run_script(sweep, *grid(tmp_path))
     assert code == "error: 1 of 4 runs failed: gist-2 (exit code 3)"
-    assert train() == list(SCORES)  # the others still ran
+    assert train() == list(METRICS)  # the others still ran
     assert "not finished: gist-2\n" in out and "recovery gist-1" in out
     shutil.move(tmp_path / "broken", tmp_path / "trained" / "gist-2")
     code, out, _ = run_script(sweep, *grid(tmp_path))
-    assert code == 0 and train() == [*SCORES, "gist-2"]  # and are not run again
+    assert code == 0 and train() == [*METRICS, "gist-2"]  # and are not run again
     code, again, _ = run_script(sweep, *grid(tmp_path), "--table")
     assert code == 0 and len(train()) == 5 and again in out
 
@@ -103,7 +103,7 @@ def test_sweep_table(run_script, tmp_path, train):
     _, out, _ = run_script(sweep, *grid(tmp_path))
     with (tmp_path / "sweep" / "results.csv").open() as file:
         table = list(csv.DictReader(file))
-    columns = ["split", "metric", *SCORES, "recovery gist-1", "recovery gist-2"]
+    columns = ["split", "metric", *METRICS, "recovery gist-1", "recovery gist-2"]
     assert list(table[0]) == columns
     expected = {
         ("validation_seen", "ROUGE-L"): [40, 60, 70, 20, 40, 80],

@@ -1,4 +1,4 @@
-"""Losses do not depend on packing; a stopped run goes on exactly."""
+"""Losses do not depend on packing; a stopped run resumes exactly."""
 
 import json
 import pathlib
@@ -12,15 +12,14 @@ import tokenizers
 from steps import GIST, random_batch
 
 import gist_jax
-from gist_jax.interop import workdir as files
 from gist_jax.interop.huggingface import with_gist_token
 from gist_jax.models.dropout import Dropout
 from gist_jax.training import loop, program
 from gist_jax.training.config import default
-from gist_jax.training.metrics import read_metrics
 from gist_jax.training.optimizer import make_schedule
 from gist_jax.training.run import prepare
-from gist_jax.training.step import Objective, summed_loss, train_step
+from gist_jax.training.step import StepConfig, summed_loss, train_step
+from gist_jax.workdir import CHECKPOINTS, TOKENIZER, read_metrics, read_params
 
 
 def test_packing_does_not_change_the_loss(tiny):
@@ -36,23 +35,23 @@ def test_packing_does_not_change_the_loss(tiny):
         packed[name] = x[batch.get(segment, batch["segment"]) > 0][None]
     loss = jax.jit(summed_loss, static_argnums=(1, 2))
     for condition in ("gist", "pos_control", "neg_control"):
-        objective = Objective(condition, GIST)
-        apart, together = loss(params, config, objective, batch), loss(params, config, objective, packed)
-        np.testing.assert_allclose(apart, together, rtol=1e-5)
+        step_config = StepConfig(condition, GIST)
+        one_a_row, all_in_one = (loss(params, config, step_config, x) for x in (batch, packed))
+        np.testing.assert_allclose(one_a_row, all_in_one, rtol=1e-5)
 
 
 def test_loss_counts_output_tokens_only(tiny):
     config, params = tiny
-    objective, batch = Objective("gist", GIST), random_batch(config)
+    step_config, batch = StepConfig("gist", GIST), random_batch(config)
     other = {**batch, "targets": np.where(batch["weights"] > 0, batch["targets"], 7).astype(np.int32)}
     loss = jax.jit(summed_loss, static_argnums=(1, 2))
-    assert loss(params, config, objective, batch) == loss(params, config, objective, other)
+    assert loss(params, config, step_config, batch) == loss(params, config, step_config, other)
     changed = {**batch}
     for tokens, segment in (("tokens", "segment"), ("decoder_tokens", "decoder_segment")):
         if tokens in batch:
             changed[tokens] = np.where(batch[segment] > 0, batch[tokens], 11).astype(np.int32)
-    changed = loss(params, config, objective, changed)
-    np.testing.assert_allclose(changed, loss(params, config, objective, batch), rtol=1e-6)
+    changed = loss(params, config, step_config, changed)
+    np.testing.assert_allclose(changed, loss(params, config, step_config, batch), rtol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
@@ -82,7 +81,7 @@ def undisturbed_run(workdir, model_family):
     return workdir
 
 
-def test_a_stopped_run_goes_on_with_the_same_losses(model_family, tmp_path_factory, tmp_path):
+def test_a_stopped_run_resumes_with_the_same_losses(model_family, tmp_path_factory, tmp_path):
     """T5's dropout included."""
     undisturbed = undisturbed_run(tmp_path_factory.mktemp("undisturbed"), model_family)
     config = quick.get_config(model_family)
@@ -111,11 +110,11 @@ def test_a_finished_run_does_nothing_more(undisturbed):
 def test_the_best_and_the_last_checkpoints_are_kept(tmp_path):
     config = quick.get_config()
     config.evaluation.every = 2
-    scores = {2: 9.0, 4: 1.0, 6: 3.0, 8: 2.0}
-    loop.train(prepare(config, tmp_path), lambda _, step: {config.checkpoint.metric: scores[step]})
-    kept = sorted(int(path.name) for path in (tmp_path / files.CHECKPOINTS).iterdir())
+    values = {2: 9.0, 4: 1.0, 6: 3.0, 8: 2.0}
+    loop.train(prepare(config, tmp_path), lambda _, step: {config.checkpoint.metric: values[step]})
+    kept = sorted(int(path.name) for path in (tmp_path / CHECKPOINTS).iterdir())
     assert kept == [2, 6, 8]
-    assert files.load_params(tmp_path)[1] == 2
+    assert read_params(tmp_path)[1] == 2
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
@@ -126,7 +125,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(program, "train_step", diverging)
     with pytest.raises(loop.Diverged, match="at step 6: training stopped"):
         loop.train(prepare(quick.get_config(), tmp_path))
-    assert files.load_params(tmp_path)[1] == 4
+    assert read_params(tmp_path)[1] == 4
 
 
 def test_an_update_that_breaks_the_model_is_not_saved(tmp_path):
@@ -136,7 +135,7 @@ def test_an_update_that_breaks_the_model_is_not_saved(tmp_path):
     config.checkpoint.every = 1
     with pytest.raises(loop.Diverged, match="at step 1: training stopped"):
         loop.train(prepare(config, tmp_path))
-    assert not list((tmp_path / files.CHECKPOINTS).iterdir())
+    assert not list((tmp_path / CHECKPOINTS).iterdir())
 
 
 def test_a_failed_start_can_be_corrected(tmp_path):
@@ -158,7 +157,7 @@ def test_another_config_in_the_same_workdir_is_refused(undisturbed):
         prepare(config, undisturbed)
 
 
-def test_a_run_goes_on_with_another_mesh(undisturbed, tmp_path):
+def test_a_run_resumes_with_another_mesh(undisturbed, tmp_path):
     config = quick.get_config()
     config.checkpoint.every = 4
 
@@ -184,36 +183,36 @@ def largest_file(directory):
     return max(directory.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
 
 
-def test_a_run_goes_on_from_what_can_be_read(undisturbed, tmp_path):
-    """First the scores of the last checkpoint are damaged, then it, then the last two of three."""
+def test_a_run_resumes_from_what_can_be_read(undisturbed, tmp_path):
+    """First the metrics of the last checkpoint are damaged, then it, then the last two of three."""
     config = quick.get_config()
     config.evaluation.every = 2
 
     def train():  # evaluated at step 2, and best there
-        def scores(_, step):
+        def evaluate(_, step):
             return {config.checkpoint.metric: float(-step)}
 
-        loop.train(prepare(config, tmp_path), scores)
-        return sorted((tmp_path / files.CHECKPOINTS).iterdir(), key=lambda path: int(path.name))
+        loop.train(prepare(config, tmp_path), evaluate)
+        return sorted((tmp_path / CHECKPOINTS).iterdir(), key=lambda path: int(path.name))
 
     steps = train()
     assert [path.name for path in steps] == ["2", "6", "8"]
     damage(steps[-1] / "metrics" / "metrics")
     steps = train()
     assert not (steps[-1] / "metrics" / "metrics").exists()
-    for moved in (["damaged-8"], ["damaged-6", "damaged-8", "damaged-8x"]):
-        for name in {moved[0].removeprefix("damaged-"), "8"}:
-            damage(largest_file(tmp_path / files.CHECKPOINTS / name))
+    for aside in (["damaged-8"], ["damaged-6", "damaged-8", "damaged-8x"]):
+        for name in {aside[0].removeprefix("damaged-"), "8"}:
+            damage(largest_file(tmp_path / CHECKPOINTS / name))
         assert [path.name for path in train()][-1] == "8"
-        assert sorted(path.name for path in tmp_path.glob("damaged-*")) == moved
+        assert sorted(path.name for path in tmp_path.glob("damaged-*")) == aside
         assert losses(tmp_path) == losses(undisturbed)
 
 
-def test_nothing_is_moved_when_no_checkpoint_can_be_read(tmp_path, monkeypatch):
+def test_nothing_is_put_aside_when_no_checkpoint_can_be_read(tmp_path, monkeypatch):
     """Which may have another cause than damage."""
     config = quick.get_config()
     loop.train(prepare(config, tmp_path))
-    before = sorted(path.name for path in (tmp_path / files.CHECKPOINTS).iterdir())
+    before = sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir())
 
     def fail(*_):
         raise RuntimeError("RESOURCE_EXHAUSTED")
@@ -221,7 +220,7 @@ def test_nothing_is_moved_when_no_checkpoint_can_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Checkpoints, "_load", fail)
     with pytest.raises(ValueError, match="no checkpoint in .* can be read: RESOURCE_EXHAUSTED"):
         loop.train(prepare(config, tmp_path))
-    assert sorted(path.name for path in (tmp_path / files.CHECKPOINTS).iterdir()) == before
+    assert sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir()) == before
     assert not list(tmp_path.glob("damaged-*"))
 
 
@@ -229,8 +228,8 @@ def test_a_start_that_was_killed_while_it_described_the_run(tmp_path):
     """config.json is written last: without it nothing in the workdir counts."""
     prepare(quick.get_config(), tmp_path)
     (tmp_path / "config.json").unlink()
-    (tmp_path / files.TOKENIZER / "tokenizer.json").write_text("{")
-    assert prepare(quick.get_config(), tmp_path).prompts.tokenizer.vocab_size > 300
+    (tmp_path / TOKENIZER / "tokenizer.json").write_text("{")
+    assert prepare(quick.get_config(), tmp_path).template.tokenizer.vocab_size > 300
 
 
 def test_dropout_keeps_the_mean():
@@ -289,11 +288,11 @@ def finetuning(directory, model_family, count=50):
 
 
 def test_finetuning_a_checkpoint(tmp_path, model_family):
-    """Its vocabulary is extended; it is trained, stopped, and gone on with."""
+    """Its vocabulary is extended; it is trained, stopped, and resumed."""
     config = finetuning(tmp_path, model_family)
 
     run = prepare(config, tmp_path / "run")
-    assert run.model.vocab_size == 104 and run.prompts.tokenizer.gist_id == 103
+    assert run.model.vocab_size == 104 and run.template.tokenizer.gist_id == 103
     start = run.init()
     mean = np.mean(start["embedding"][:103], axis=0)
     np.testing.assert_allclose(start["embedding"][103], mean, atol=1e-6)

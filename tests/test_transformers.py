@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
-from doors import door
+from commands import command
 
 from gist_jax import gist
-from gist_jax.benchmark import against_transformers
+from gist_jax.benchmark import against_transformers, latency
 from gist_jax.data.tokenization import train_bpe
 from gist_jax.interop.export import export
 from gist_jax.interop.huggingface import Checkpoint
-from gist_jax.training.step import Objective, logits
+from gist_jax.training.step import StepConfig, logits
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional: pip install 'gist_jax[torch]'")
 
@@ -60,7 +60,7 @@ def test_t5(version, untied, condition, tmp_path):
     batch |= {"decoder_tokens": written, "decoder_segment": np.ones_like(written)}
     batch = {name: jnp.asarray(x, jnp.int32) for name, x in batch.items()}
     params = checkpoint.load("float32")
-    ours = logits(params, checkpoint.config, Objective(condition, GIST), batch)
+    ours = logits(params, checkpoint.config, StepConfig(condition, GIST), batch)
 
     layout = gist.layout_of(batch["tokens"], GIST, batch["segment"])
     mask = np.array(gist.attention_mask(layout, condition, bidirectional=True))
@@ -124,7 +124,7 @@ def test_decoders(name, condition, tmp_path):
     tokens = np.random.default_rng(0).integers(3, GIST, (2, 60))
     tokens[:, 20:22] = GIST
     batch = {name: jnp.asarray(x, jnp.int32) for name, x in tokens_and_segment(tokens).items()}
-    ours = logits(params, checkpoint.config, Objective(condition, GIST), batch)
+    ours = logits(params, checkpoint.config, StepConfig(condition, GIST), batch)
     layout = gist.layout_of(batch["tokens"], GIST, batch["segment"])
     bias = torch.from_numpy(np.array(gist.attention_mask(layout, condition))).float().sub(1).mul(1e9)
     with torch.no_grad():
@@ -152,11 +152,17 @@ def assert_exports(params, checkpoint, model, directory):
 
 
 def test_decode_is_compared(tmp_path, monkeypatch, capsys):
-    """Both write the same tokens."""
+    """Both write the same tokens. So few take any time on a busy machine: here a second each."""
+
+    def seconds(runs, rounds, tick):
+        latency.interleaved(runs, rounds, tick)
+        return {(name, count): np.full(rounds, float(count)) for name, count in runs}
+
+    monkeypatch.setattr(against_transformers, "interleaved", seconds)
     monkeypatch.setattr(against_transformers, "read_bandwidth", lambda: 1e9)
     sizes = "--batch=1,2", "--prompt=5", "--output_tokens=4", "--rounds=2"
     made = tmp_path / "made.csv"
-    text = door(against_transformers, monkeypatch, capsys, *sizes, f"--output={made}")
+    text = command(against_transformers, monkeypatch, capsys, *sizes, f"--output={made}")
     assert text.count("dynamic cache") == 2
     rows = list(csv.DictReader(made.open()))
     assert len(rows) == 6 and {row["equal_tokens"] for row in rows} == {"1.0"}

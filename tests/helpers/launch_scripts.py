@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = [ROOT / "launch" / name for name in ("slurm.sbatch", "tpu_pod.sh", "gke_xpk.sh")]
 BASH = shutil.which("bash")
 # Of no job, wherever the tests run.

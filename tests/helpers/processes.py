@@ -2,20 +2,35 @@
 
 import os
 import pathlib
+import random
+import re
 import subprocess
 import sys
 import time
 
-from gist_jax.training.metrics import read_metrics
+from gist_jax.workdir import read_metrics
 
-ROOT = pathlib.Path(__file__).parent.parent
-CONFIG = ROOT / "tests" / "quick.py"
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = ROOT / "tests" / "helpers" / "quick.py"
 # Compiled in half of the time, and once.
 QUICKLY = {
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
 }
+
+
+def make_environment() -> dict[str, str]:
+    """The environment that the Makefile gives its commands."""
+    makefile = (ROOT / "Makefile").read_text()
+    return os.environ | dict(re.findall(r"^export (\w+) = (\w+)", makefile, re.M))
+
+
+def run_demo(folder: pathlib.Path) -> str:
+    """Runs the demo, which trains only what is not in the folder yet; what it printed."""
+    demo = [sys.executable, "-m", "gist_jax.demo", f"--output={folder}"]
+    settings = dict(env=make_environment(), check=True, stdout=subprocess.PIPE, text=True)
+    return subprocess.run(demo, cwd=ROOT, **settings).stdout
 
 
 def command(workdir: pathlib.Path, **settings) -> list[str]:
@@ -49,6 +64,13 @@ def finish(process: subprocess.Popen, code: int = 0) -> str:
     written = process.communicate(timeout=300)[1]
     assert process.returncode == code, written
     return written
+
+
+def printed_random() -> random.Random:
+    """Random numbers from a seed that is printed, so that a failure can be repeated."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"the seed is {seed}")
+    return random.Random(seed)
 
 
 def children(process: subprocess.Popen) -> list[int]:

@@ -1,22 +1,22 @@
-"""FLOPs of matrix products, against counts made by hand and by XLA."""
+"""FLOPs of matmuls, against counts made by hand and by XLA."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import TINY
+from tiny import TINY
 
-from gist_jax.benchmark.matmul import matmul_flops
-from gist_jax.models import family
-from gist_jax.training.step import Objective, summed_loss
+from gist_jax.cost_model.jaxpr import matmul_flops
+from gist_jax.models import registry
+from gist_jax.training.step import StepConfig, summed_loss
 
 
 def array(*shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def test_products():
+def test_matmuls():
     assert matmul_flops(jnp.matmul, array(3, 5), b=array(5, 7)) == 2 * 3 * 5 * 7
     assert matmul_flops(jnp.add, array(3), array(3)) == 0
     attention = functools.partial(jnp.einsum, "btkgh,bskh->bkgts")
@@ -32,10 +32,10 @@ def summed(x, kernels, checkpointed):
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_gradient_of_a_scan(checkpointed):
-    """Forward two products, backward four, and one again where nothing was kept."""
+    """Forward two matmuls, backward four, and one again where nothing was kept."""
     gradient = jax.jit(jax.grad(functools.partial(summed, checkpointed=checkpointed), argnums=1))
-    product = 2 * 3 * 8 * 8
-    expected = 5 * (7 if checkpointed else 6) * product
+    matmul = 2 * 3 * 8 * 8
+    expected = 5 * (7 if checkpointed else 6) * matmul
     assert matmul_flops(gradient, array(3, 8), array(5, 8, 8)) == expected
 
 
@@ -52,12 +52,12 @@ squared.defjvps(lambda tangent, _, x: tangent @ x + x @ tangent)
 
 
 def test_calls():
-    x, product = array(6, 6), 2 * 6**3
-    assert matmul_flops(doubled, x) == product
-    assert matmul_flops(jax.value_and_grad(lambda x: doubled(x).sum()), x) == 3 * product
-    assert matmul_flops(jax.grad(lambda x: doubled(x).sum()), x) == 2 * product  # without the value
-    assert matmul_flops(jax.jit(lambda x: squared(x) @ x), x) == 2 * product
-    assert matmul_flops(lambda x, t: jax.jvp(squared, (x,), (t,)), x, x) == 3 * product
+    x, matmul = array(6, 6), 2 * 6**3
+    assert matmul_flops(doubled, x) == matmul
+    assert matmul_flops(jax.value_and_grad(lambda x: doubled(x).sum()), x) == 3 * matmul
+    assert matmul_flops(jax.grad(lambda x: doubled(x).sum()), x) == 2 * matmul  # without the value
+    assert matmul_flops(jax.jit(lambda x: squared(x) @ x), x) == 2 * matmul
+    assert matmul_flops(lambda x, t: jax.jvp(squared, (x,), (t,)), x, x) == 3 * matmul
 
 
 def test_branches():
@@ -78,7 +78,7 @@ def test_while_loops():
         return lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 9, body, x)
 
     assert matmul_flops(loop(jnp.tanh), array(6, 6)) == 0
-    with pytest.raises(ValueError, match="products in a while loop"):
+    with pytest.raises(ValueError, match="matmuls in a while loop"):
         matmul_flops(loop(lambda x: x @ x), array(6, 6))
 
 
@@ -99,8 +99,8 @@ def test_xla_counts_the_same():
 B, T, S = 8, 24, 7
 
 
-def products(config):
-    """FLOPs of the forward pass of a model: in layers, of them the last product of each, in all others.
+def forward_flops(config):
+    """FLOPs of the forward pass of a model: in layers, of them the last matmul of each, in all others.
 
     Attention is counted as it is computed, masked or not.
     """
@@ -112,7 +112,7 @@ def products(config):
     def attended(queries, keys):
         return 4 * B * n * queries * keys * h
 
-    if config.decoder_start_token is None:
+    if not config.is_encoder_decoder:
         key_and_value = 4 * B * d * config.num_kv_heads * h
         layer = T * (query_and_output + key_and_value + feed_forward) + attended(T, T)
         return config.num_layers * layer, config.num_layers * T * down, T * head
@@ -126,32 +126,32 @@ def products(config):
 
 def biases(config):
     """FLOPs of T5's position biases: of one-hot buckets, which have no gradient."""
-    return 0 if config.decoder_start_token is None else 2 * (T * T + S * S) * 32 * config.num_heads
+    return 2 * (T * T + S * S) * 32 * config.num_heads if config.is_encoder_decoder else 0
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_training(model_family, remat):
-    """A gradient does every product twice again, and with `full` those in layers once more.
+    """A gradient does every matmul twice again, and with `full` those in layers once more.
 
-    Not the last product of a layer: nothing in its gradient depends on the result.
+    Not the last matmul of a layer: nothing in its gradient depends on the result.
     """
     config = TINY[model_family]
-    layers, last, head = products(config)
+    layers, last, head = forward_flops(config)
     expected = 3 * (layers + head) + 2 * biases(config)
     if remat == "full":
         expected += layers - last
 
     batch = {"tokens": array(B, T, dtype=jnp.int32), "segment": array(B, T, dtype=jnp.int32)}
     length = T
-    if config.decoder_start_token is not None:
+    if config.is_encoder_decoder:
         length = S
         batch |= {f"decoder_{name}": array(B, S, dtype=jnp.int32) for name in ("tokens", "segment")}
     batch |= {"targets": array(B, length, dtype=jnp.int32), "weights": array(B, length)}
-    params = jax.eval_shape(lambda: family.init(config, jax.random.key(0)))
-    objective = Objective("gist", gist_token=40, remat=remat)
+    params = jax.eval_shape(lambda: registry.init(config, jax.random.key(0)))
+    step_config = StepConfig("gist", gist_token=40, remat=remat)
 
     def loss(params, batch):
-        return summed_loss(params, config, objective, batch)
+        return summed_loss(params, config, step_config, batch)
 
     assert matmul_flops(loss, params, batch) == layers + head + biases(config)
     assert matmul_flops(jax.grad(loss), params, batch) == expected

@@ -1,15 +1,17 @@
 """Training steps of small random models, on any mesh."""
 
+import contextlib
 import dataclasses
 import functools
 
 import jax
 import numpy as np
-from conftest import TINY
+from jax.experimental.compilation_cache import compilation_cache
+from tiny import TINY
 
-from gist_jax.models import family
+from gist_jax import sharding
+from gist_jax.models import registry
 from gist_jax.models.stack import Params
-from gist_jax.training import sharding
 from gist_jax.training.config import default
 from gist_jax.training.program import Program, make_program
 
@@ -28,7 +30,7 @@ def random_batch(config, rows=8, length=24, seed=0):
     segment = (index < lengths[:, None]).astype(np.int32)
     weights = (segment * (index >= rng.integers(8, 10, rows)[:, None])).astype(np.float32)
     batch = {"tokens": tokens, "segment": segment}
-    if config.decoder_start_token is None:
+    if not config.is_encoder_decoder:
         return {**batch, "targets": np.roll(tokens, -1, 1), "weights": weights}
     targets = rng.integers(3, GIST, (rows, 7)).astype(np.int32)
     written = (np.arange(7) < rng.integers(1, 8, rows)[:, None]).astype(np.int32)
@@ -50,21 +52,36 @@ def program_of(model_family, sizes=(1, 1, 1), **settings) -> Program:
     config.update_from_flattened_dict({"dtype": "float32", "dropout": 0.0})
     config.update_from_flattened_dict({name.replace("__", "."): x for name, x in settings.items()})
     config.mesh.update(dict(zip(sharding.MESH_AXES, sizes, strict=True)))
-    mesh = sharding.make_mesh(config, jax.devices()[: int(np.prod(sizes))])
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[: int(np.prod(sizes))])
     return make_program(config, MODELS[model_family], GIST, mesh)
 
 
 @functools.cache
 def start(model_family) -> Params:
     """Parameters to begin with."""
-    params = jax.jit(family.init, static_argnums=0)(MODELS[model_family], jax.random.key(7))
+    params = jax.jit(registry.init, static_argnums=0)(MODELS[model_family], jax.random.key(7))
     return jax.tree.map(np.asarray, params)  # no step can take these over
 
 
 def compiled_step(program: Program):
     """The step."""
     with jax.set_mesh(program.mesh):
-        return program.step.lower(program.state, program.batch).compile()
+        lowered = program.step.lower(program.state, program.batch)
+        # Simulated devices whose program comes from the cache may wait for each other for ever.
+        with without_cache():
+            return lowered.compile()
+
+
+@contextlib.contextmanager
+def without_cache():
+    """Compiles what is compiled inside of it, whatever is on disk."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
 
 
 def losses_of(*args, **settings) -> list[float]:
@@ -78,10 +95,10 @@ def metrics_of(model_family, *args, steps=10, **settings) -> tuple[list[float], 
     model = MODELS[model_family]
     losses, norms = [], []
     with jax.set_mesh(program.mesh):
-        state = program.create(jax.device_put(start(model_family), program.params_on))
+        state = program.create(jax.device_put(start(model_family), program.param_shardings))
         run = compiled_step(program)
         for step in range(steps):
-            batch = jax.device_put(random_batch(model, rows=16, seed=step), program.rows_on)
+            batch = jax.device_put(random_batch(model, rows=16, seed=step), program.batch_sharding)
             state, metrics = run(state, batch)
             losses.append(float(metrics["loss"]))
             norms.append(float(metrics["grad_norm"]))

@@ -1,4 +1,4 @@
-"""The smallest config that does everything a run does: --config=tests/quick.py, or quick.py:t5."""
+"""The smallest config that does all a run does: --config=tests/helpers/quick.py, or quick.py:t5."""
 
 from ml_collections import ConfigDict
 

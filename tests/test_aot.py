@@ -21,19 +21,19 @@ def compile_ahead(*arguments: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
 
 
-def figures(path: pathlib.Path) -> dict[str, dict]:
+def reports_in(path: pathlib.Path) -> dict[str, dict]:
     return {report["program"]: report for report in json.loads(path.read_text())}
 
 
 def test_what_a_small_model_needs(tmp_path):
     """Counted by hand: D 64, F 24, two layers, two heads of 8, 64 tokens in the vocabulary."""
-    output = tmp_path / "figures.json"
+    output = tmp_path / "reports.json"
     shape = ("--config.model.vocab_size=64", "--config.model.hidden_size=64")
     mesh = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
-    arguments = "--config=tests/quick.py", "--topology=v5e:2x2", f"--output={output}"
+    arguments = "--config=tests/helpers/quick.py", "--topology=v5e:2x2", f"--output={output}"
     done = compile_ahead(*arguments, *shape, *mesh)
     assert done.returncode == 0, done.stderr
-    found = figures(output)
+    found = reports_in(output)
     assert list(found) == ["train", "prefill", "decode"]
     layers, head, norms = 2 * (4 * 64 * 16 + 3 * 64 * 24), 64 * 64, 5 * 64
     train, prefill, decode = found.values()
@@ -45,7 +45,7 @@ def test_what_a_small_model_needs(tmp_path):
     assert train["model_flops"] == 3 * 8 * 48 * (2 * (layers + head) + 48 * attention)
     assert prefill["flops"] == 64 * 48 * (2 * layers + 48 * attention) + 64 * 2 * head
     assert decode["flops"] == 64 * (2 * (layers + head) + (48 + 16) * attention)
-    assert train["moved"]["all-gather"] >= 4 * layers // 4
+    assert train["bytes_sent"]["all-gather"] >= 4 * layers // 4
     for report in found.values():
         kept = report["parameters"] + report["optimizer"] + report["cache"]
         assert kept < report["total"] < kept + 2 * report["activations"] + 2**23
@@ -56,7 +56,7 @@ def test_what_a_small_model_needs(tmp_path):
 
 def test_several_slices_and_mistakes():
     done = compile_ahead(
-        *("--config=tests/quick.py:t5", "--config.model.vocab_size=64", "--programs=train"),
+        *("--config=tests/helpers/quick.py:t5", "--config.model.vocab_size=64", "--programs=train"),
         *("--topology=v5e:2x2,v4-8", "--rows_per_chip=2"),
     )
     assert done.returncode == 0, done.stderr
@@ -66,17 +66,17 @@ def test_several_slices_and_mistakes():
         ["v4-8", "4", "4×1×1", f"{8 * (48 + 16):,}"],
     ]
     mistakes = {
-        "--topology=v9:2x2": "cannot describe the TPU slice 'v9:2x2'",
-        "--programs=": "--programs is empty",
-        "--rows_per_chip=0": "rows_per_chip",
-        "--config.model.vocab_size=0": "config.model.vocab_size is 0",
-        "--programs=training": "--programs has 'training'",
-        "--config.mesh.fsdp=3": "does not fit the 4 devices",
+        "--topology=v9:2x2": (1, "cannot describe the TPU slice 'v9:2x2'"),
+        "--programs=": (2, "--programs: it is empty"),
+        "--rows_per_chip=0": (2, "rows_per_chip"),
+        "--config.model.vocab_size=0": (1, "config.model.vocab_size is 0"),
+        "--programs=training": (2, "--programs has 'training'"),
+        "--config.mesh.fsdp=3": (1, "does not fit the 4 devices"),
     }
-    for mistake, sentence in mistakes.items():
-        config = "--config=tests/quick.py", "--config.model.vocab_size=64"
+    for mistake, (code, sentence) in mistakes.items():
+        config = "--config=tests/helpers/quick.py", "--config.model.vocab_size=64"
         done = compile_ahead(*config, "--topology=v5e:2x2", mistake)
-        assert done.returncode == 1
+        assert done.returncode == code
         assert sentence in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
 
@@ -87,13 +87,13 @@ def test_the_models_of_the_paper_fit(name, topology, tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_DATA, (20 * 10**9, 20 * 10**9))
 
-    output = tmp_path / "figures.json"
+    output = tmp_path / "reports.json"
     arguments = f"--topology={topology}", "--programs=train", f"--output={output}"
     done = compile_ahead(
         f"--config=configs/{name}.py:{topology}", *arguments, timeout=600, preexec_fn=limit
     )
     assert done.returncode == 0, done.stderr
-    train = figures(output)["train"]
+    train = reports_in(output)["train"]
     assert train["excess"] == 0 and train["chips"] == (64 if topology == "v5e-64" else 16)
     assert train["utilisation"][1] <= 1
 
