@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from gist_jax.errors import UserError, shortened
 from gist_jax.io import Path, read_json, write_json
@@ -145,10 +146,7 @@ def read_params(workdir: pathlib.Path) -> tuple[Params, int]:
 def _check_shapes(workdir: pathlib.Path, wanted: Params, saved: Params) -> None:
     """Raises a UserError that names the first parameter model.json and a checkpoint disagree on."""
     shapes, found = (
-        {
-            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-            for path, leaf in jax.tree.leaves_with_path(params)
-        }
+        {name: tuple(leaf.shape) for name, leaf in flatten_dict(params, sep="/").items()}
         for params in (wanted, saved)
     )
     for name in sorted(shapes.keys() | found.keys()):
