@@ -11,6 +11,7 @@ from gist_jax.training.config import default
 def get_config() -> ConfigDict:
     config = default()
     config.dtype = "float32"
+    config.remat = "dots"  # on a CPU it takes less time to compute anew what is not a matmul
     config.model.update(
         vocab_size=8192,
         hidden_size=512,

@@ -9,13 +9,16 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from gist_jax import malloc
+
 if TYPE_CHECKING:
     from gist_jax.inference.gist_cache import GistCache
     from gist_jax.inference.language_model import LanguageModel
     from gist_jax.inference.load import load
 
-# XLA's own lines say nothing to a user; that it cannot be told so later is why this stands here.
+# What must happen before JAX is loaded: XLA's own lines, which say nothing to a user, are kept back.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+malloc.set_up()
 
 __all__ = ["GistCache", "LanguageModel", "load"]
 __version__ = "0.1.0"

@@ -1,22 +1,26 @@
 """Parts of the models that golden results do not reach."""
 
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import TINY
 
 from gist_jax import gist
+from gist_jax.cost_model.jaxpr import subjaxprs
 from gist_jax.interop.huggingface import read_config
-from gist_jax.models import registry
+from gist_jax.models import attention, registry
+from gist_jax.models.attention import attend, attend_blocks
 from gist_jax.models.cache import KVCache
-from gist_jax.models.layers import attend, attend_blocks
 from gist_jax.models.model import DecodeState, Tokens
 from gist_jax.models.registry import merge
 from gist_jax.models.stack import unstacked
 from gist_jax.models.t5 import relative_bucket
+from gist_jax.training.step import StepConfig, summed_loss
 
 
 def inputs(groups=2, length=5, slots=7, seed=0):
@@ -43,6 +47,65 @@ def test_a_shared_block_equals_a_repeated_one():
     repeated = tuple(jnp.repeat(x, 3, axis=0) for x in shared)
     ours, expected = (attend_blocks(q, [block, own], bias) for block in (shared, repeated))
     np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("causal", "size"), [(True, 4), (False, 4), (True, 9)])
+def test_attention_in_blocks_equals_attention(causal, size, monkeypatch):
+    """With its gradients, where rows do not divide into blocks and some see nothing."""
+    monkeypatch.setattr(attention, "_block_size", lambda *_: size)
+    q, k, v, bias = inputs(length=9, slots=9)
+    mask = (bias == 0) & (gist.causal(9, 9) if causal else True)
+    mask = mask.at[1, :, 2:5].set(False)
+    bias, visible = gist.mask_to_bias(mask), mask.any(-1)[:, 0, :, None, None]
+
+    def results(implementation):
+        def total(q, k, v):
+            out = attend(q, k, v, bias, causal=causal, implementation=implementation)
+            assert_finite(out)
+            # What rows that see nothing get does not matter: the mean of the values, or of some.
+            out = jnp.where(visible, out, 0)
+            return jnp.vdot(out, jnp.sin(jnp.arange(out.size)).reshape(out.shape)), out
+
+        return jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+
+    close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+    jax.tree.map(close, results("blocks"), results("xla"))
+
+
+def assert_finite(x):
+    jax.debug.callback(lambda x: np.testing.assert_array_equal(np.isfinite(x), True), x)
+
+
+def test_long_rows_have_no_logits_of_all_pairs():
+    """The loss and the gradients at 512 tokens are those of whole attention, without its arrays."""
+    config = dataclasses.replace(TINY["llama"], max_positions=512)
+    params = registry.init(config, jax.random.key(0))
+    tokens = np.random.default_rng(0).integers(0, 41, (2, 512)).astype(np.int32)
+    segment = np.broadcast_to(np.arange(512) // 300 + 1, (2, 512)).astype(np.int32)
+    weights = np.ones((2, 512), np.float32)
+    batch = dict(tokens=tokens, segment=segment, targets=tokens, weights=weights)
+    found = {}
+    for name in ("blocks", "xla"):
+        step_config = StepConfig("gist", 40, attention=name)
+        gradient = jax.jit(
+            jax.value_and_grad(lambda p, c=step_config: summed_loss(p, config, c, batch) / weights.sum())
+        )
+        pairs = 2 * config.num_heads * 512 * 512
+        largest = max(math.prod(shape) for shape in shapes_of(gradient.trace(params).jaxpr.jaxpr))
+        assert (largest < pairs) == (name == "blocks")
+        found[name] = gradient(params)
+    (loss, grads), (expected_loss, expected_grads) = found["blocks"], found["xla"]
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, expected_grads)
+
+
+def shapes_of(jaxpr):
+    """The shapes of all arrays that a program makes, those of loops inside of it too."""
+    for equation in jaxpr.eqns:
+        yield from (x.aval.shape for x in equation.outvars)
+        for value in equation.params.values():
+            for inner in subjaxprs(value):
+                yield from shapes_of(inner)
 
 
 def test_a_bias_that_does_not_fit_raises():

@@ -151,18 +151,24 @@ def assert_exports(params, checkpoint, model, directory):
     assert again.config.gist["gist_token_id"] == 260
 
 
-def test_decode_is_compared(tmp_path, monkeypatch, capsys):
-    """Both write the same tokens. So few take any time on a busy machine: here a second each."""
+def test_all_tasks_are_compared(tmp_path, monkeypatch, capsys):
+    """Both write the same tokens and have the same losses. So few tokens take any time on a busy
+    machine: here a second each.
+    """
 
     def seconds(runs, rounds, tick):
         latency.interleaved(runs, rounds, tick)
-        return {(name, count): np.full(rounds, float(count)) for name, count in runs}
+        return {name: np.full(rounds, float(name[1] if len(name) == 2 else 1)) for name in runs}
 
     monkeypatch.setattr(against_transformers, "interleaved", seconds)
-    monkeypatch.setattr(against_transformers, "read_bandwidth", lambda: 1e9)
-    sizes = "--batch=1,2", "--prompt=5", "--output_tokens=4", "--rounds=2"
+    monkeypatch.setattr(against_transformers.pytorch, "describe", str)
+    monkeypatch.setattr(against_transformers, "REQUESTS", 5)
     made = tmp_path / "made.csv"
+    sizes = "--shapes=2x9", "--batch=1,2", "--prompt=5", "--output_tokens=4", "--rounds=2"
     text = command(against_transformers, monkeypatch, capsys, *sizes, f"--output={made}")
-    assert text.count("dynamic cache") == 2
+    assert "losses within" in text and "100.0% of tokens" in text
     rows = list(csv.DictReader(made.open()))
-    assert len(rows) == 6 and {row["equal_tokens"] for row in rows} == {"1.0"}
+    assert [row["task"] for row in rows[::2]] == ["train", "prefill", *["decode"] * 2, *["requests"] * 2]
+    for row in rows:
+        agreement = float(row["agreement"])
+        assert agreement < 1e-5 if row["task"] == "train" else agreement == 1

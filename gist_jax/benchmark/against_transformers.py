@@ -1,187 +1,210 @@
-"""Decode throughput of a model with random weights, against that of transformers on the same CPU.
+"""A LLaMA with random weights beside the same weights in transformers, on one CPU.
 
-python -m gist_jax.benchmark.against_transformers --output=decode.csv
+python -m gist_jax.benchmark.against_transformers --output=table.csv
+
+- train: a step of AdamW (fused, in PyTorch), of rows without padding
+- prefill: the time to the first token
+- decode: a token of every row, the prefill taken off
+- requests: 64 prompts of 16 to 192 tokens and outputs of 4 to 32, so many at a time, in their order
+
+All are measured in turn, in a random order, and what they compute is compared: losses, or tokens.
 
 Needs PyTorch: pip install 'gist_jax[torch]'.
 """
 
 import argparse
+import contextlib
 import functools
-import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-import transformers
 from tqdm import tqdm
 
 from gist_jax import cli
-from gist_jax.benchmark.costs import costs
-from gist_jax.benchmark.latency import interleaved, quotient
+from gist_jax.benchmark import pytorch
+from gist_jax.benchmark.latency import interleaved, paired_ratio
+from gist_jax.benchmark.programs import Programs, our_programs
 from gist_jax.benchmark.rows import Row
 from gist_jax.benchmark.workload import Workload
-from gist_jax.data.tokenization import train_bpe
 from gist_jax.errors import UserError
-from gist_jax.inference.decode import generate
-from gist_jax.interop.export import export
 from gist_jax.io import format_table, write_csv
 from gist_jax.models import registry
 from gist_jax.models.config import LlamaConfig
-from gist_jax.models.stack import Params, unstacked
 from gist_jax.training.run import model_config
 
-# Prompts, int32 [B, T] without padding, and a number n of new tokens -> the likeliest, int [B, n].
-Generate = Callable[[np.ndarray, int], np.ndarray]
-
 OURS = "gist_jax"
-NO_TOKEN = -1  # in place of the end of sequence: every output has its full length
+REQUESTS = 64
+TASKS = ("train", "prefill", "decode", "requests")
+
+# Functions to be measured in turn -> the seconds of each in every round.
+Timer = Callable[[Mapping[Any, Callable[[], object]]], dict[Any, np.ndarray]]
+# Seconds of every round by implementation, and how far what it computed agrees with ours.
+Measured = tuple[dict[str, np.ndarray], dict[str, float]]
 
 
-def ours(params: Params, config: LlamaConfig, max_new: int) -> Generate:
-    """Our `generate`; takes parameters with unrolled layers."""
-    shape = dict(config=config, condition="gist", gist_token=NO_TOKEN, max_new=max_new)
+def measure_training(compared: Mapping[str, Programs], tokens: np.ndarray, timer: Timer) -> Measured:
+    """Seconds of a step, and the largest relative difference of a loss."""
+    steps = {name: one.trainer(tokens) for name, one in compared.items()}
+    losses: dict[str, list[float]] = {name: [] for name in compared}
 
-    def run(tokens: np.ndarray, count: int) -> np.ndarray:
-        limits = np.int32(count), np.int32(NO_TOKEN), np.uint32(0)
-        output = generate(params, tokens, np.ones_like(tokens), None, *limits, None, **shape)
-        return np.asarray(output)[:, :count]
+    def step(name: str) -> None:
+        losses[name].append(steps[name]())
 
-    return run
-
-
-def theirs(params: Params, config: LlamaConfig, compiles: bool) -> dict[str, Generate]:
-    """transformers' `generate` with each kind of cache, and compiled."""
-    import torch  # optional: `main` has looked for it
-
-    tokenizer = train_bpe(["a"], 260)  # belongs to what is exported; nothing is encoded
-    with tempfile.TemporaryDirectory() as directory:
-        export(directory, params, config, tokenizer, num_gist_tokens=0, condition="gist")
-        model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    model.generation_config.eos_token_id = None
-
-    def with_options(**options: Any) -> Generate:
-        def run(tokens: np.ndarray, count: int) -> np.ndarray:
-            ids = torch.from_numpy(tokens).long()
-            settings = dict(attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0)
-            output = model.generate(ids, max_new_tokens=count, **settings, **options)
-            return output[:, tokens.shape[1] :].numpy()
-
-        return run
-
-    runs = {f"{kind} cache": with_options(cache_implementation=kind) for kind in ("static", "dynamic")}
-    if compiles:
-        how = transformers.CompileConfig(mode="default", fullgraph=False)
-        # Without it transformers compiles for accelerators alone.
-        how._compile_all_devices = True  # type: ignore[assignment]  # declared None
-        runs["compiled"] = with_options(cache_implementation="static", compile_config=how)
-    return runs
+    seconds = timer({name: functools.partial(step, name) for name in compared})
+    ours = np.array(losses[OURS])
+    return seconds, {name: float(np.max(np.abs(x / ours - 1))) for name, x in losses.items()}
 
 
-def read_bandwidth() -> float:
-    """Bytes/s of PyTorch's sum over 1 GiB of float32, the best of ten."""
-    import torch
-
-    array = torch.ones(2**28)
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        array.sum()
-        return time.perf_counter() - start
-
-    return array.nbytes / min(seconds() for _ in range(10))
+def measure_prefill(compared: Mapping[str, Programs], tokens: np.ndarray, timer: Timer) -> Measured:
+    """Seconds to the first token, and the share of equal tokens."""
+    runs = {name: functools.partial(one.generate, tokens, 1) for name, one in compared.items()}
+    return timer(runs), _equal({name: run() for name, run in runs.items()})
 
 
-def measure(
-    runs: dict[str, Generate], tokens: np.ndarray, count: int, rounds: int, step_bytes: int, bar: tqdm
-) -> list[Row]:
-    """Measures every implementation, a row each. A step decodes one token of every row of the batch.
+def measure_decode(
+    compared: Mapping[str, Programs], tokens: np.ndarray, count: int, timer: Timer
+) -> Measured:
+    """Seconds of a token of every row, and the share of equal tokens."""
+    runs = {
+        (name, n): functools.partial(one.generate, tokens, n)
+        for name, one in compared.items()
+        for n in (1, count)
+    }
+    seconds = timer(runs)
+    steps = {name: (seconds[name, count] - seconds[name, 1]) / (count - 1) for name in compared}
+    if min(float(np.median(x)) for x in steps.values()) <= 0:
+        raise UserError("so few tokens cannot be timed: give more --output_tokens")
+    return steps, _equal({name: one.generate(tokens, count) for name, one in compared.items()})
 
-    Args:
-      tokens: prompts, int32 `[B, T]`.
-      count: of new tokens. The prefill gives the first, whose time is taken off.
-      step_bytes: that a step must read.
-    """
-    timed = {(name, n): functools.partial(runs[name], tokens, n) for name in runs for n in (1, count)}
-    seconds = interleaved(timed, rounds, bar.update)
-    steps = {name: (seconds[name, count] - seconds[name, 1]) / (count - 1) for name in runs}
-    outputs = {name: run(tokens, count) for name, run in runs.items()}
-    rows: list[Row] = []
-    for name in runs:
-        if (step := float(np.median(steps[name]))) <= 0:
-            raise UserError("so few tokens cannot be timed: give more --output_tokens")
-        ratio, low, high = quotient(steps[name], steps[OURS])
-        rows.append(
-            dict(
-                implementation=name,
-                batch=len(tokens),
-                tokens_per_second=len(tokens) / step,
-                milliseconds_per_step=1e3 * step,
-                gigabytes_per_second=step_bytes / step / 1e9,
-                ours_by_it=ratio,
-                ours_by_it_low=low,
-                ours_by_it_high=high,
-                equal_tokens=float(np.mean(outputs[name] == outputs[OURS])),
-            )
-        )
-    return rows
+
+def measure_requests(
+    compared: Mapping[str, Programs], vocab_size: int, batch: int, timer: Timer
+) -> Measured:
+    """Seconds of all requests, and the share of equal tokens."""
+    rng = np.random.default_rng(0)
+    lengths, counts = rng.integers(16, 193, REQUESTS), rng.integers(4, 33, REQUESTS)
+    prompts = [rng.integers(vocab_size, size=length, dtype=np.int32) for length in lengths]
+    runs = {
+        name: functools.partial(one.answer, prompts, counts.tolist(), batch)
+        for name, one in compared.items()
+    }
+    seconds = timer(runs)
+    return seconds, _equal({name: np.concatenate(run()) for name, run in runs.items()})
+
+
+def _equal(outputs: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(np.mean(output == outputs[OURS])) for name, output in outputs.items()}
 
 
 def compare(options: argparse.Namespace) -> list[Row]:
-    """Measures what the options of `main` say.
+    """Measures what the options of `main` say, and prints the versions.
 
     Raises:
       UserError: if PyTorch is missing, or the options describe nothing that can be measured.
     """
-    try:
-        import torch
-    except ImportError:
-        raise UserError("the comparison needs PyTorch: pip install 'gist_jax[torch]'") from None
-    config = model_config(cli.load_config(options.config))
+    settings = cli.load_config(options.config)
+    settings.optimizer.update(schedule="constant", warmup_steps=0)
+    config = model_config(settings)
     if not isinstance(config, LlamaConfig):
         raise UserError(f"{options.config} describes no model of the LLaMA family")
-    count, rows = options.output_tokens, []
-    workloads = [Workload(0, options.prompt - 1, count, batch, 1, False) for batch in options.batch]
-    for workload in workloads:
-        workload.check(config)
-    params = jax.jit(lambda key: unstacked(registry.init(config, key)))(jax.random.key(0))
-    runs = {OURS: ours(params, config, count), **theirs(params, config, options.compile)}
-    with tqdm(total=len(workloads) * options.rounds, unit="round") as bar:
-        for workload in workloads:
-            shape, rng = (workload.batch, options.prompt), np.random.default_rng(0)
-            tokens = rng.integers(config.vocab_size, size=shape, dtype=np.int32)
-            step_bytes = costs(config, workload, "none", "float32").next_token.bytes
-            rows += measure(runs, tokens, count, options.rounds, step_bytes, bar)
-    modules = ", ".join(
-        f"{module.__name__} {module.__version__}" for module in (jax, torch, transformers)
-    )
-    print(
-        f"{modules}; {torch.get_num_threads()} threads of PyTorch sum {read_bandwidth() / 1e9:.1f} GB/s"
-    )
-    return rows
+    for batch in options.batch:
+        Workload(0, options.prompt - 1, options.output_tokens, batch, 1, False).check(config)
+    params = jax.jit(lambda key: registry.init(config, key))(jax.random.key(0))
+    compared = {OURS: our_programs(params, config, settings)}
+    with contextlib.ExitStack() as processes:
+        for name, compiles in [("transformers", False), ("torch.compile", True)]:
+            if options.compile or not compiles:
+                process = pytorch.started(params, config, settings, compiles)
+                compared[name], described = processes.enter_context(process)
+        print(f"jax {jax.__version__}; {described}")
+        return _measure_all(compared, config.vocab_size, options)
 
 
-def as_text(rows: list[Row]) -> str:
+def _measure_all(
+    compared: Mapping[str, Programs], vocab_size: int, options: argparse.Namespace
+) -> list[Row]:
+    def tokens(batch: int, length: int) -> np.ndarray:
+        rng = np.random.default_rng(0)
+        return rng.integers(vocab_size, size=(batch, length), dtype=np.int32)
+
+    # Task and shape -> what measures it.
+    measured: dict[tuple[str, str], Callable[[Timer], Measured]] = {}
+    for batch, length in options.shapes:
+        given = compared, tokens(batch, length)
+        measured["train", f"{batch} x {length}"] = functools.partial(measure_training, *given)
+        measured["prefill", f"{batch} x {length}"] = functools.partial(measure_prefill, *given)
+    for batch in options.batch:
+        rows = compared, tokens(batch, options.prompt), options.output_tokens
+        measured["decode", f"{batch} x {options.prompt}"] = functools.partial(measure_decode, *rows)
+        requests = compared, vocab_size, batch
+        measured["requests", f"{batch} at a time"] = functools.partial(measure_requests, *requests)
+    chosen = [task for name in TASKS for task in measured if task[0] == name and name in options.tasks]
+
+    table: list[Row] = []
+    with tqdm(total=len(chosen) * options.rounds, unit="round") as bar:
+
+        def timer(runs: Mapping[Any, Callable[[], object]]) -> dict[Any, np.ndarray]:
+            return interleaved(runs, options.rounds, bar.update)
+
+        for task, shape in chosen:
+            bar.set_description(f"{task} {shape}")
+            seconds, agreement = measured[task, shape](timer)
+            for name in compared:
+                ratio, low, high = paired_ratio(seconds[name], seconds[OURS])
+                table.append(
+                    dict(
+                        task=task,
+                        shape=shape,
+                        implementation=name,
+                        milliseconds=1e3 * float(np.median(seconds[name])),
+                        ours_by_it=ratio,
+                        ours_by_it_low=low,
+                        ours_by_it_high=high,
+                        agreement=agreement[name],
+                    )
+                )
+    return table
+
+
+def as_text(table: list[Row]) -> str:
     """Formats a line for each row."""
-    lines = [["", "batch", "tokens/s", "ms/step", "GB/s", "ours/it", "95 %", "equal tokens"]]
-    for row in rows:
-        name, batch, speed, time_of_step, bandwidth, ratio, low, high, equal = row.values()
-        speeds = [f"{speed:.0f}", f"{time_of_step:.2f}", f"{bandwidth:.1f}"]
-        lines.append(
-            [name, str(batch), *speeds, f"{ratio:.2f}", f"{low:.2f} to {high:.2f}", f"{equal:.1%}"]
-        )
-    return format_table(lines, left=1)
+    lines = [["", "", "", "ms", "ours is faster by", "95 %", "agreement"]]
+    for row in table:
+        task, shape, name, time, ratio, low, high, agreement = row.values()
+        agrees = f"losses within {agreement:.0e}" if task == "train" else f"{agreement:.1%} of tokens"
+        of_ratio = ["", "", ""] if name == OURS else [f"{ratio:.2f}", f"{low:.2f} to {high:.2f}", agrees]
+        lines.append([task, shape, name, f"{time:.4g}", *of_ratio])
+    return format_table(lines, left=3)
+
+
+def shapes(text: str) -> list[tuple[int, int]]:
+    """An argument type: rows x tokens, with commas between."""
+    found = [cli.positive_ints(shape.replace("x", ",")) for shape in text.split(",")]
+    if any(len(shape) != 2 or shape[1] < 2 for shape in found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not rows x tokens, as in 8x128,4x512")
+    return [(rows, tokens) for rows, tokens in found]
+
+
+def tasks(text: str) -> list[str]:
+    """An argument type: some of TASKS, with commas between."""
+    found = text.split(",")
+    if unknown := set(found) - set(TASKS):
+        raise argparse.ArgumentTypeError(f"{unknown.pop()!r} is not one of {', '.join(TASKS)}")
+    return found
 
 
 def main() -> None:
     """Runs the command."""
     arguments = cli.parser(__doc__)
     arguments.add_argument("--config", default="configs/llama_30m.py", help="its model is measured")
-    arguments.add_argument(
-        "--batch", type=cli.positive_ints, default="1,8", help="sizes, with commas between"
-    )
-    arguments.add_argument("--prompt", type=int, default=140, help="tokens")
+    arguments.add_argument("--tasks", type=tasks, default=",".join(TASKS), help="with commas between")
+    of_rows = "rows x tokens of training and prefill, with commas between"
+    arguments.add_argument("--shapes", type=shapes, default="8x128,4x512", help=of_rows)
+    of_batch = "sizes for decoding and requests, with commas between"
+    arguments.add_argument("--batch", type=cli.positive_ints, default="1,8", help=of_batch)
+    arguments.add_argument("--prompt", type=int, default=140, help="tokens before those decoded")
     arguments.add_argument("--output_tokens", type=int, default=64)
     arguments.add_argument("--rounds", type=int, default=15)
     arguments.add_argument("--compile", action="store_true", help="transformers with torch.compile, too")
@@ -192,10 +215,10 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     with cli.exit_on_user_error():
         cli.set_up_libraries()
-        rows = compare(options)
-        print(as_text(rows))
+        table = compare(options)
+        print(as_text(table))
         if options.output:
-            write_csv(options.output, rows)
+            write_csv(options.output, table)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ from typing import TypeVar
 import jax
 import numpy as np
 
+# Seconds before every run: threads of the one before still wait busily for a while, as OpenMP's do.
+PAUSE = 0.02
+
 Name = TypeVar("Name", bound=Hashable)
 
 
@@ -29,6 +32,7 @@ def interleaved(
         jax.block_until_ready(run())
     for i in range(rounds):
         for name in [list(runs)[j] for j in rng.permutation(len(runs))]:
+            time.sleep(PAUSE)
             start = time.perf_counter()
             jax.block_until_ready(runs[name]())
             seconds[name][i] = time.perf_counter() - start
@@ -50,6 +54,14 @@ def quotient(above: np.ndarray, below: np.ndarray) -> tuple[float, float, float]
     again = np.median(above[drawn], axis=1) / np.median(below[drawn], axis=1)
     low, high = np.percentile(again, [2.5, 97.5])
     return float(np.median(above) / np.median(below)), float(low), float(high)
+
+
+def paired_ratio(above: np.ndarray, below: np.ndarray) -> tuple[float, float, float]:
+    """The median of the ratios of each round, `[rounds]`, with its 95 % bootstrap interval."""
+    ratios = above / below
+    drawn = np.random.default_rng(0).integers(0, len(ratios), (2000, len(ratios)))
+    low, high = np.percentile(np.median(ratios[drawn], axis=1), [2.5, 97.5])
+    return float(np.median(ratios)), float(low), float(high)
 
 
 def saving(base: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:

@@ -60,7 +60,7 @@ def _of_equation(equation: JaxprEqn) -> int:
         (contracted, _), _ = parameters["dimension_numbers"]
         shape = _array(equation.invars[0]).shape
         return 2 * math.prod(_array(equation.outvars[0]).shape) * math.prod(shape[i] for i in contracted)
-    counts = [_of_jaxpr(inner) for value in parameters.values() for inner in _jaxprs(value)]
+    counts = [_of_jaxpr(inner) for value in parameters.values() for inner in subjaxprs(value)]
     if name == "while" and any(counts):
         raise ValueError("there are matmuls in a while loop: how many is not known")
     if name == "cond":
@@ -68,7 +68,7 @@ def _of_equation(equation: JaxprEqn) -> int:
     return sum(counts) * (parameters["length"] if name == "scan" else 1)
 
 
-def _jaxprs(value: Any) -> Iterator[Jaxpr]:
+def subjaxprs(value: Any) -> Iterator[Jaxpr]:
     """The jaxprs in the value of an equation's parameter."""
     if isinstance(value, ClosedJaxpr):
         yield value.jaxpr
@@ -76,7 +76,7 @@ def _jaxprs(value: Any) -> Iterator[Jaxpr]:
         yield value
     elif isinstance(value, (tuple, list)):
         for one in value:
-            yield from _jaxprs(one)
+            yield from subjaxprs(one)
 
 
 def least_traffic(traced: ClosedJaxpr) -> int:

@@ -1,25 +1,20 @@
-"""Building blocks of all model families.
+"""Building blocks of all model families: norms, projections, embeddings, rotary positions.
 
-Shape letters: B batch, T query length, S key length, N heads, K key/value heads, G = N / K, H head dim,
- D model dim, F feed-forward dim, V vocabulary.
+Shape letters: B batch, T tokens of a row, N heads, K key/value heads, H head dim, D model dim,
+F feed-forward dim, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from gist_jax.models.cache import KeyValue
-from gist_jax.models.dropout import Dropout
 from gist_jax.sharding import constrain
 
-# Queries, keys and values of new tokens -> what they attend to, and what is kept of them.
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-# Implementations of `jax.nn.dot_product_attention`; None lets JAX choose.
-Implementation = Literal["xla", "cudnn"] | None
 # Logical axes of [B, T, D] between layers, and of an embedding.
 HIDDEN = ("batch", "length", "hidden")
 VOCAB = ("vocab", "embed")
@@ -47,33 +42,45 @@ class RMSNorm(nnx.Module):
 
 
 class Projection(nnx.Module):
-    """A linear map, given as an einsum over the named dimensions of its kernel.
+    """A linear map of the features of every token, with a kernel of named dimensions.
 
-    A bias has the dimensions of the kernel after the first. Heads that are summed over count as one
-    dimension with theirs: of two XLA might choose another order, and copy the kernel for it.
+    Its first `num_inputs` dimensions are summed over, as one; a bias has those that remain.
     """
 
     def __init__(
         self,
-        equation: str,
         shape: Sequence[int],
         axes: Sequence[str],
         stddev: float,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
+        *,
+        num_inputs: int = 1,
         bias: bool = False,
     ) -> None:
-        self.equation, self.axes = equation, tuple(axes)
+        self.num_inputs, self.axes = num_inputs, tuple(axes)
         self.kernel = normal_param(rngs, shape, axes, stddev, dtype)
-        self.bias = nnx.Param(jnp.zeros(shape[1:], dtype), axes=tuple(axes[1:])) if bias else None
+        outputs = slice(num_inputs, None)
+        zeros = jnp.zeros(shape[outputs], dtype)
+        self.bias = nnx.Param(zeros, axes=self.axes[outputs]) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, T, outputs]` of `[B, T, inputs]`."""
         # Split here too, so that its gradient is summed into parts and never whole on a device.
         kernel = constrain(self.kernel.astype(x.dtype), *self.axes)
-        if x.ndim == 4:
-            x, kernel = x.reshape(*x.shape[:2], -1), kernel.reshape(-1, kernel.shape[-1])
-        x = jnp.einsum(self.equation, x, kernel)
+        outputs = kernel.shape[self.num_inputs :]
+        matrix = kernel.reshape(-1, math.prod(outputs))
+        x = matmul_tokens(x.reshape(*x.shape[:2], -1), matrix).reshape(*x.shape[:2], *outputs)
         return x if self.bias is None else x + self.bias.astype(x.dtype)
+
+
+def matmul_tokens(x: jax.Array, matrix: jax.Array, **options: Any) -> jax.Array:
+    """`[B, T, F]` of `[B, T, D]` and a matrix `[D, F]`; options of `jnp.matmul`.
+
+    The tokens of all rows are one dimension: the gradient of the matrix sums over them, and XLA's CPU
+    backend takes twice as long to sum over two.
+    """
+    return jnp.matmul(x.reshape(-1, x.shape[-1]), matrix, **options).reshape(*x.shape[:2], -1)
 
 
 class Attention(nnx.Module):
@@ -94,11 +101,11 @@ class Attention(nnx.Module):
         d, n, k, h = sizes
         of_query, of_key_value, of_output = stddevs
         of_heads, of_kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
-        key_value = "btd,dkh->btkh", (d, k, h), of_kv_heads, of_key_value, dtype, rngs, bias
-        self.query = Projection("btd,dnh->btnh", (d, n, h), of_heads, of_query, dtype, rngs, bias)
-        self.key, self.value = Projection(*key_value), Projection(*key_value)
+        self.query = Projection((d, n, h), of_heads, of_query, dtype, rngs, bias=bias)
+        self.key = Projection((d, k, h), of_kv_heads, of_key_value, dtype, rngs, bias=bias)
+        self.value = Projection((d, k, h), of_kv_heads, of_key_value, dtype, rngs, bias=bias)
         out_of = "heads", "head_dim", "embed"
-        self.output = Projection("btf,fd->btd", (n, h, d), out_of, of_output, dtype, rngs)
+        self.output = Projection((n, h, d), out_of, of_output, dtype, rngs, num_inputs=2)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries `[B, T, N, H]`, keys and values `[B, T, K, H]` of `[B, T, D]`."""
@@ -120,9 +127,9 @@ def head_logits(model: Any, hidden: jax.Array) -> jax.Array:
     """float32 `[B, T, V]` from `[B, T, D]`, by the model's head or by the embedding it is tied to."""
     tied = model.config.tie_embeddings
     kernel = model.embedding if tied else model.head.kernel
-    equation = "btd,vd->btv" if tied else "btd,dv->btv"
     kernel = constrain(kernel.astype(hidden.dtype), *(VOCAB if tied else VOCAB[::-1]))
-    logits = jnp.einsum(equation, hidden, kernel, preferred_element_type=jnp.float32)
+    matrix = kernel.T if tied else kernel
+    logits = matmul_tokens(hidden, matrix, preferred_element_type=jnp.float32)
     return constrain(logits, "batch", "length", "vocab")
 
 
@@ -142,152 +149,3 @@ def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     cos, sin = angles
     x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
-
-
-def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    bias: jax.Array,
-    *,
-    scale: float | None = None,
-    implementation: Implementation = None,
-    dropout: Dropout | None = None,
-) -> jax.Array:
-    """Attention of whole sequences with an explicit additive bias; softmax in float32.
-
-    Args:
-      q: queries `[B, T, N, H]`.
-      k, v: keys and values `[B, S, K, H]`.
-      bias: `[B or 1, 1 or N, T, S]`.
-      scale: of the logits; `H**-0.5` by default.
-      implementation: of `jax.nn.dot_product_attention`: None, "xla" or "cudnn". It has no dropout.
-      dropout: of the attention weights.
-
-    Returns:
-      `[B, T, N, H]` in the dtype of q.
-
-    Raises:
-      ValueError: if the shape of the bias does not fit.
-    """
-    _check_bias(bias, q.shape[1], k.shape[1])
-    if dropout is None:
-        attention = jax.nn.dot_product_attention
-        return attention(q, k, v, bias=bias, scale=scale, implementation=implementation)
-    return attend_blocks(q, [heads_first(k, v)], bias, scale=scale, dropout=dropout)
-
-
-def heads_first(k: jax.Array, v: jax.Array) -> KeyValue:
-    """Keys and values as a cache keeps them, `[B, K, S, H]`, of `[B, S, K, H]`."""
-    return k.swapaxes(1, 2), v.swapaxes(1, 2)
-
-
-def attend_after(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    bias: jax.Array,
-    before: Sequence[KeyValue],
-    scale: float | None = None,
-) -> tuple[jax.Array, KeyValue]:
-    """Attention of a prompt's tokens to those before them and to one another.
-
-    Args:
-      q, k, v: of the T new tokens, `[B, T, N or K, H]`.
-      bias: `[B or 1, 1 or N, T, P + T]`, over `before`, then the new tokens.
-      before: read-only blocks of keys and values, `[B or 1, K, S, H]`, of P slots in all.
-
-    Returns:
-      `[B, T, N, H]`, and the keys and values of the new tokens, `[B, K, T, H]`.
-    """
-    new = heads_first(k, v)
-    if not before:
-        return attend(q, k, v, bias, scale=scale), new
-    return attend_blocks(q, [*before, new], bias, scale=scale), new
-
-
-def attend_blocks(
-    q: jax.Array,
-    blocks: Sequence[KeyValue],
-    bias: jax.Array,
-    *,
-    scale: float | None = None,
-    dropout: Dropout | None = None,
-) -> jax.Array:
-    """Attention to cached keys and values, one softmax over several blocks of them.
-
-    The blocks lie as a cache keeps them, heads before slots, so that no step transposes a cache; and
-    they are never joined, so that a block shared by all rows is read where it is, not copied per row.
-
-    Args:
-      q: queries `[B, T, N, H]`.
-      blocks: keys and values, each `[B, K, S, H]`, or `[1, K, S, H]` for all rows.
-      bias: `[B or 1, 1 or N, T, sum of S]`, in the order of the blocks.
-      scale: of the logits; `H**-0.5` by default.
-
-    Returns:
-      `[B, T, N, H]` in the dtype of q.
-
-    Raises:
-      ValueError: if the shape of the bias does not fit.
-    """
-    batch, length, num_heads, head_dim = q.shape
-    num_kv_heads = blocks[0][0].shape[1]
-    sizes = [keys.shape[2] for keys, _ in blocks]
-    _check_bias(bias, length, sum(sizes))
-    # [B, T, N, H] -> [B, K, G, T, H]
-    q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    q = q.transpose(0, 2, 3, 1, 4)
-    logits = jnp.concatenate([_with_block("h", q, keys) for keys, _ in blocks], axis=-1)
-    # [B, 1 or N, T, S] -> [B, 1 or K, 1 or G, T, S]
-    heads = (1, 1) if bias.shape[1] == 1 else q.shape[1:3]
-    bias = bias.reshape(bias.shape[0], *heads, *bias.shape[2:])
-    scale = head_dim**-0.5 if scale is None else scale
-    weights = jax.nn.softmax(logits * scale + bias.astype(logits.dtype), axis=-1)
-    if dropout is not None:
-        weights = dropout(weights)
-
-    parts, start = [], 0
-    for (_, values), size in zip(blocks, sizes, strict=True):
-        part = weights[..., start : start + size].astype(values.dtype)
-        parts.append(_with_block("s", part, values))
-        start += size
-    out = sum(parts[1:], start=parts[0]).astype(q.dtype)
-    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
-
-
-def _with_block(summed: str, x: jax.Array, block: jax.Array) -> jax.Array:
-    """The matmul of `[B, K, G, T, H or S]` with a block, summed over "h" or "s".
-
-    The dimensions stand so that XLA need not transpose a block, which it would do at every step.
-    """
-    kept = {"h": "s", "s": "h"}[summed]
-    batch, heads, *queries, _ = x.shape
-    if len(block) == batch > 1:
-        return _accumulated(f"bkgt{summed},bksh->bkgt{kept}", x, block)
-    # The rows of a shared block are queries of one and the same.
-    x = x.swapaxes(0, 1).reshape(heads, -1, x.shape[-1])
-    x = _accumulated(f"km{summed},ksh->km{kept}", x, block.reshape(block.shape[1:]))
-    return x.reshape(heads, batch, *queries, -1).swapaxes(0, 1)
-
-
-def _accumulated(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """An einsum accumulated in float32."""
-
-    def accumulated(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
-
-    # XLA's CPU backend has no such matmul of bfloat16 for every shape.
-    def widened(a: jax.Array, b: jax.Array) -> jax.Array:
-        return accumulated(a.astype(jnp.float32), b.astype(jnp.float32))
-
-    if a.dtype == jnp.float32:
-        return accumulated(a, b)
-    return jax.lax.platform_dependent(a, b, cpu=widened, default=accumulated)
-
-
-def _check_bias(bias: jax.Array, num_queries: int, num_keys: int) -> None:
-    if bias.ndim != 4 or bias.shape[-2:] != (num_queries, num_keys):
-        raise ValueError(
-            f"the bias must be [B, 1, T={num_queries}, S={num_keys}], but its shape is {bias.shape}"
-        )

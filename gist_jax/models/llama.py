@@ -14,23 +14,25 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gist_jax.models.attention import (
+    Attend,
+    Implementation,
+    attend,
+    attend_after,
+    attend_blocks,
+    heads_first,
+)
 from gist_jax.models.cache import KeyValue, KVCache, Memory, as_block
 from gist_jax.models.config import LlamaConfig
 from gist_jax.models.dropout import Dropout
 from gist_jax.models.layers import (
     HIDDEN,
     VOCAB,
-    Attend,
     Attention,
-    Implementation,
     Projection,
     RMSNorm,
-    attend,
-    attend_after,
-    attend_blocks,
     embed,
     head_logits,
-    heads_first,
     normal_param,
     rotary_angles,
     rotate,
@@ -62,9 +64,9 @@ class FeedForward(nnx.Module):
     def __init__(self, config: LlamaConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         d, f = config.hidden_size, config.intermediate_size
         options: dict[str, Any] = dict(stddev=config.initializer_range, dtype=dtype, rngs=rngs)
-        self.gate = Projection("btd,df->btf", (d, f), ("embed", "mlp"), **options)
-        self.up = Projection("btd,df->btf", (d, f), ("embed", "mlp"), **options)
-        self.down = Projection("btf,fd->btd", (f, d), ("mlp", "embed"), **options)
+        self.gate = Projection((d, f), ("embed", "mlp"), **options)
+        self.up = Projection((d, f), ("embed", "mlp"), **options)
+        self.down = Projection((f, d), ("mlp", "embed"), **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
@@ -109,7 +111,7 @@ class Llama(nnx.Module):
         self.layers = make_layers(make, config.num_layers, stacked, rngs)
         self.norm = RMSNorm(d, config.norm_eps, dtype)
         if not config.tie_embeddings:
-            self.head = Projection("btd,dv->btv", (d, v), VOCAB[::-1], stddev, dtype, rngs)
+            self.head = Projection((d, v), VOCAB[::-1], stddev, dtype, rngs)
 
     def _angles(self, positions: jax.Array) -> Angles:
         return rotary_angles(positions, jnp.asarray(frequencies(self.config)))
@@ -121,12 +123,12 @@ class Llama(nnx.Module):
         *,
         dtype: DTypeLike | None = None,
         remat: str = "none",
-        implementation: Implementation = None,
+        implementation: Implementation = "blocks",
     ) -> jax.Array:
         angles = self._angles(inputs.positions)
 
         def attend_whole(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-            return attend(q, k, v, inputs.bias, implementation=implementation), None
+            return attend(q, k, v, inputs.bias, causal=True, implementation=implementation), None
 
         def apply(block: Block, x: jax.Array, _: Dropout | None) -> jax.Array:
             return block(x, angles, attend_whole)[0]

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from gist_jax.models.attention import Implementation
 from gist_jax.models.cache import KVCache, Memory
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.dropout import Dropout
-from gist_jax.models.layers import Implementation
 
 
 class Tokens(NamedTuple):
@@ -49,7 +49,7 @@ class Model(Protocol):
         *,
         dtype: Any = None,
         remat: str = "none",
-        implementation: Implementation = None,
+        implementation: Implementation = "blocks",
         dropout: Dropout | None = None,
     ) -> jax.Array:
         """Runs whole sequences through stacked layers, for training.
@@ -59,7 +59,7 @@ class Model(Protocol):
             is over the inputs, followed by the decoder's own. A decoder-only model takes none.
           dtype: of the computation; that of the parameters by default.
           remat: name in `stack.REMAT_POLICIES`.
-          implementation: of attention, see `layers.attend`.
+          implementation: of attention, see `attention.attend`.
           dropout: for models that have it; others do not take it.
 
         Returns:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
+from gist_jax.models.attention import ATTENDED
 from gist_jax.models.dropout import Dropout
 
 Params = dict[str, Any]
@@ -19,7 +20,11 @@ Layer = TypeVar("Layer", bound=nnx.Module)
 # What the backward pass keeps of each scanned layer.
 REMAT_POLICIES = {
     "none": None,  # keep everything
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matmuls
+    # Keep matmuls with parameters, and attention that was made in blocks.
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(ATTENDED),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,  # keep only the input of each layer
 }
 

@@ -18,23 +18,25 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gist_jax.models.attention import (
+    Attend,
+    Implementation,
+    attend,
+    attend_after,
+    attend_blocks,
+    heads_first,
+)
 from gist_jax.models.cache import KeyValue, KVCache, Memory, as_block
 from gist_jax.models.config import T5Config
 from gist_jax.models.dropout import Dropout
 from gist_jax.models.layers import (
     HIDDEN,
     VOCAB,
-    Attend,
     Attention,
-    Implementation,
     Projection,
     RMSNorm,
-    attend,
-    attend_after,
-    attend_blocks,
     embed,
     head_logits,
-    heads_first,
     normal_param,
 )
 from gist_jax.models.model import DecodeState, Tokens
@@ -72,10 +74,10 @@ class FeedForward(nnx.Module):
         d, f, factor = config.hidden_size, config.intermediate_size, config.initializer_factor
         into: dict[str, Any] = dict(stddev=factor * d**-0.5, dtype=dtype, rngs=rngs)
         if config.gated_gelu:
-            self.gate = Projection("btd,df->btf", (d, f), ("embed", "mlp"), **into)
-        self.up = Projection("btd,df->btf", (d, f), ("embed", "mlp"), **into)
+            self.gate = Projection((d, f), ("embed", "mlp"), **into)
+        self.up = Projection((d, f), ("embed", "mlp"), **into)
         out_of: dict[str, Any] = dict(stddev=factor * f**-0.5, dtype=dtype, rngs=rngs)
-        self.down = Projection("btf,fd->btd", (f, d), ("mlp", "embed"), **out_of)
+        self.down = Projection((f, d), ("mlp", "embed"), **out_of)
         self.gated = config.gated_gelu
 
     def __call__(self, x: jax.Array, drop: "Drop") -> jax.Array:
@@ -198,7 +200,7 @@ class T5(nnx.Module):
         self.encoder = Stack(config, dtype, False, stacked, rngs)
         self.decoder = Stack(config, dtype, True, stacked, rngs)
         if not config.tie_embeddings:
-            self.head = Projection("btd,dv->btv", (d, v), VOCAB[::-1], factor, dtype, rngs)
+            self.head = Projection((d, v), VOCAB[::-1], factor, dtype, rngs)
 
     def forward(
         self,
@@ -207,7 +209,7 @@ class T5(nnx.Module):
         *,
         dtype: DTypeLike | None = None,
         remat: str = "none",
-        implementation: Implementation = None,
+        implementation: Implementation = "blocks",
         dropout: Dropout | None = None,
     ) -> jax.Array:
         drop = dropout or _keep

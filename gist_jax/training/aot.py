@@ -7,7 +7,7 @@ of loops, is counted in gist_jax.cost_model.
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -204,12 +204,18 @@ def _bytes_of_one(tree: Any) -> int:
     )
 
 
+def _flops(mesh: Mesh, function: Callable[..., Any], arguments: Sequence[Any]) -> int:
+    """FLOPs of a program's matmuls, traced for the chips of a mesh: a CPU's might be others."""
+    with jax.set_mesh(mesh):
+        return matmul_flops(function, *arguments)
+
+
 def _train(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> _Work:
     gist_token = model.vocab_size - 1
     program = make_program(config, model, gist_token, mesh)
     arguments = program.state, program.batch
     plain = config.copy_and_resolve_references()
-    plain.remat = "none"
+    plain.update(remat="none", attention="xla")
     plain = make_program(plain, model, gist_token, mesh)
     return _Work(
         program.step,
@@ -217,8 +223,8 @@ def _train(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> _Work:
         parameters=program.state.params,
         optimizer=program.state.opt_state,
         tokens=sum(math.prod(program.batch[n].shape) for n in program.batch if n.endswith("tokens")),
-        flops=matmul_flops(program.step, *arguments),
-        model_flops=matmul_flops(plain.step, *arguments),
+        flops=_flops(mesh, program.step, arguments),
+        model_flops=_flops(mesh, plain.step, arguments),
     )
 
 
@@ -230,7 +236,7 @@ def _prefill(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> _Work:
     )
     function = jax.jit(functools.partial(first_token, config=model, **settings))
     arguments = params, tokens, segment, None
-    flops = matmul_flops(function, *arguments)
+    flops = _flops(mesh, function, arguments)
     return _Work(
         function,
         arguments,
@@ -260,7 +266,7 @@ def _decode(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> _Work:
     )
     function = jax.jit(functools.partial(next_token, config=model), donate_argnums=2)
     arguments = params, prefilled, state, placed(token)
-    flops = matmul_flops(function, *arguments)
+    flops = _flops(mesh, function, arguments)
     return _Work(
         function,
         arguments,

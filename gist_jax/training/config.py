@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from gist_jax.errors import UserError
 from gist_jax.gist import CONDITIONS
+from gist_jax.models.attention import IMPLEMENTATIONS
 from gist_jax.models.registry import FAMILIES
 from gist_jax.models.stack import REMAT_POLICIES
 
@@ -75,7 +76,8 @@ def default(model_family: str = "llama") -> ConfigDict:
             # Of the parameters that a step computes with and of their gradients. The optimizer changes
             # master weights, which are float32; with bfloat16 a step begins with a rounded copy.
             "param_dtype": "float32",
-            "attention": "xla",  # xla, or cudnn on an NVIDIA GPU
+            # blocks (of queries; memory for long rows, and faster), xla, or cudnn on an NVIDIA GPU
+            "attention": "blocks",
             "dropout": 0.1 if model_family == "t5" else 0.0,  # rate; LLaMA has none
             "remat": "none",  # none, dots or full: what is recomputed in the backward pass
             "data": {
@@ -155,7 +157,7 @@ def validate(config: ConfigDict) -> None:
         "condition": CONDITIONS,
         "dtype": ("bfloat16", "float32"),
         "param_dtype": ("bfloat16", "float32"),
-        "attention": ("xla", "cudnn"),
+        "attention": IMPLEMENTATIONS,
         "remat": tuple(REMAT_POLICIES),
         "optimizer.name": ("adamw", "adafactor"),
         "optimizer.moment_dtype": ("float32", "bfloat16"),

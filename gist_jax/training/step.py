@@ -8,9 +8,9 @@ import optax
 
 from gist_jax import gist
 from gist_jax.inference.prefill import make_tokens
+from gist_jax.models.attention import Implementation
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.dropout import Dropout
-from gist_jax.models.layers import Implementation
 from gist_jax.models.model import Tokens
 from gist_jax.models.registry import merge
 from gist_jax.models.stack import Params
@@ -32,7 +32,7 @@ class StepConfig(NamedTuple):
     dtype: str = "float32"  # of the computation
     param_dtype: str = "float32"  # of the parameters it is done with, and of their gradients
     remat: str = "none"
-    attention: Implementation = "xla"
+    attention: Implementation = "blocks"
     dropout: float = 0.0  # rate, for models that have it
     seed: int = 0  # of dropout
 
