@@ -161,7 +161,6 @@ def test_all_tasks_are_compared(tmp_path, monkeypatch, capsys):
         return {name: np.full(rounds, float(name[1] if len(name) == 2 else 1)) for name in runs}
 
     monkeypatch.setattr(against_transformers, "interleaved", seconds)
-    monkeypatch.setattr(against_transformers.pytorch, "describe", str)
     monkeypatch.setattr(against_transformers, "REQUESTS", 5)
     made = tmp_path / "made.csv"
     sizes = "--shapes=2x9", "--batch=1,2", "--prompt=5", "--output_tokens=4", "--rounds=2"

@@ -44,15 +44,18 @@ def _llama(config: LlamaConfig, program: str, shape: Shape) -> int:
         return of_token + 4 * n * keys * h
 
     b, t, p, w = shape.batch, shape.tokens, shape.cached, shape.output
+    kept = 4 * d * config.num_kv_heads * h  # the keys and values of a token
+
+    def spared(tokens: int, keys: int) -> int:  # in the last layer, by tokens that only leave those
+        return tokens * (of_layer(keys) - kept)
+
     match program:
         case "make_cache":
-            # Of the last layer the keys and values are all.
-            kept = 4 * d * config.num_kv_heads * h
-            return layers(b * t, t) - b * t * (of_layer(t) - kept)
+            return layers(b * t, t) - spared(b * t, t)
         case "forward":
             return layers(b * t, p + t) + _head(config, b * t)
         case "first_token":
-            return layers(b * t, p + t) + _head(config, b)
+            return layers(b * t, p + t) - spared(b * (t - 1), p + t) + _head(config, b)
         case "next_token":
             return layers(b, p + t + w) + _head(config, b)
         case _:

@@ -58,11 +58,13 @@ def run_prompt(
     *,
     condition: str,
     gist_token: int,
+    needed: jax.Array | None = None,
 ) -> tuple[jax.Array, Memory, gist.Layout]:
     """Runs the prompts of a ragged batch through a model; arguments as of `decode.generate`.
 
     Returns:
-      Final hidden states `[B, T, D]`, what later tokens may look at, and the layout `[B, T]`.
+      Final hidden states `[B, T, D]`, or of the slots that are `needed`, int `[B, Q]`; what later tokens
+      may look at; and the layout `[B, T]`.
     """
     layout = gist.layout_of(tokens, gist_token, segment)
     positions = gist.positions_of(segment)
@@ -78,7 +80,7 @@ def run_prompt(
         before=None if prefix is None else prefix.layout,
         bidirectional=model.config.is_encoder_decoder,
     )
-    hidden, memory = model.prefill(inputs, None if prefix is None else prefix.memory)
+    hidden, memory = model.prefill(inputs, None if prefix is None else prefix.memory, needed)
     return hidden, memory, layout
 
 
@@ -93,8 +95,9 @@ def prefill(
     max_new: int,
 ) -> tuple[Prefilled, DecodeState]:
     """Runs the prompts of a ragged batch and prepares decoding; arguments as of `decode.generate`."""
+    last = jnp.max(jnp.where(segment > 0, jnp.arange(tokens.shape[1]), 0), axis=1, keepdims=True)
     hidden, memory, layout = run_prompt(
-        model, tokens, segment, prefix, condition=condition, gist_token=gist_token
+        model, tokens, segment, prefix, condition=condition, gist_token=gist_token, needed=last
     )
     context: tuple[KVCache, ...] = (model.context_kv(memory),)
     seen = layout
@@ -104,9 +107,8 @@ def prefill(
     new = gist.following(layout, jnp.ones((tokens.shape[0], max_new), jnp.int32))
     first = jax.tree.map(lambda x: x[:, :1], new)
     visible = gist.visible(first, gist.joined(seen, new), condition)
-    last = jnp.max(jnp.where(segment > 0, jnp.arange(tokens.shape[1]), 0), axis=1, keepdims=True)
     hidden, state = model.init_decode(
-        jnp.take_along_axis(hidden, last[:, :, None], axis=1),
+        hidden,
         jnp.take_along_axis(memory.positions, last, axis=1),
         decode_bias(visible, context, 0, model.embedding.dtype),
         context,

@@ -124,15 +124,16 @@ def attend_after(
     """Attention of a prompt's tokens to those before them and to one another.
 
     Args:
-      q, k, v: of the T new tokens, `[B, T, N or K, H]`.
-      bias: `[B or 1, 1 or N, T, P + T]`, over `before`, then the new tokens.
+      q: of the T new tokens, or of some of them, `[B, Q, N, H]`.
+      k, v: of all new tokens, `[B, T, K, H]`.
+      bias: `[B or 1, 1 or N, Q, P + T]`, over `before`, then the new tokens.
       before: read-only blocks of keys and values, `[B or 1, K, S, H]`, of P slots in all.
 
     Returns:
-      `[B, T, N, H]`, and the keys and values of the new tokens, `[B, K, T, H]`.
+      `[B, Q, N, H]`, and the keys and values of the new tokens, `[B, K, T, H]`.
     """
     new = heads_first(k, v)
-    if not before:
+    if not before and q.shape[1] == k.shape[1]:
         return attend(q, k, v, bias, scale=scale), new
     return attend_blocks(q, [*before, new], bias, scale=scale), new
 

@@ -107,9 +107,22 @@ class Attention(nnx.Module):
         out_of = "heads", "head_dim", "embed"
         self.output = Projection((n, h, d), out_of, of_output, dtype, rngs, num_inputs=2)
 
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries `[B, T, N, H]`, keys and values `[B, T, K, H]` of `[B, T, D]`."""
-        return self.query(x), self.key(x), self.value(x)
+    def __call__(
+        self, x: jax.Array, queried: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries `[B, T, N, H]`, keys and values `[B, T, K, H]` of `[B, T, D]`.
+
+        Args:
+          queried: `[B, Q, D]` to make the queries of, in place of `x`.
+        """
+        return self.query(x if queried is None else queried), self.key(x), self.value(x)
+
+
+def take_tokens(x: jax.Array, slots: jax.Array | None) -> jax.Array:
+    """`[B, Q, …]` of `[B, T, …]`: the tokens in slots, int `[B, Q]`, of each row; None: all."""
+    if slots is None:
+        return x
+    return jnp.take_along_axis(x, slots.reshape(*slots.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
 @jax.named_scope("embedding")

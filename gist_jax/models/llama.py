@@ -36,6 +36,7 @@ from gist_jax.models.layers import (
     normal_param,
     rotary_angles,
     rotate,
+    take_tokens,
 )
 from gist_jax.models.model import DecodeState, Tokens
 from gist_jax.models.stack import make_layers, scan_layers
@@ -87,14 +88,23 @@ class Block(nnx.Module):
         self.feed_forward_norm = RMSNorm(d, config.norm_eps, dtype)
         self.feed_forward = FeedForward(config, dtype, rngs)
 
-    def __call__(self, x: jax.Array, angles: Angles, attend: Attend) -> tuple[jax.Array, Any]:
-        """Hidden states `[B, T, D]` after the layer, and what `attend` keeps."""
+    def __call__(
+        self, x: jax.Array, angles: Angles, attend: Attend, needed: jax.Array | None = None
+    ) -> tuple[jax.Array, Any]:
+        """Hidden states `[B, T, D]` after the layer, and what `attend` keeps.
+
+        Args:
+          needed: int `[B, Q]`, the slots whose states are needed, `[B, Q, D]`; None: all.
+        """
         with jax.named_scope("attention"):
-            q, k, v = self.attention(self.attention_norm(x))
+            normed = self.attention_norm(x)
+            q, k, v = self.attention(normed, take_tokens(normed, needed))
             if self.normalizes_heads:
                 q, k = self.query_norm(q), self.key_norm(k)
-            attended, kept = attend(rotate(q, angles), rotate(k, angles), v)
-            x = x + self.attention.output(attended)
+            cos, sin = angles
+            q = rotate(q, (take_tokens(cos, needed), take_tokens(sin, needed)))
+            attended, kept = attend(q, rotate(k, angles), v)
+            x = take_tokens(x, needed) + self.attention.output(attended)
         with jax.named_scope("feed_forward"):
             x = x + self.feed_forward(self.feed_forward_norm(x))
         return constrain(x, *HIDDEN), kept
@@ -136,12 +146,20 @@ class Llama(nnx.Module):
         x = embed(self.embedding, inputs.ids, dtype)
         return self.norm(scan_layers(self.layers, apply, x, remat=remat))
 
-    def prefill(self, tokens: Tokens, before: Memory | None = None) -> tuple[jax.Array, Memory]:
+    def prefill(
+        self, tokens: Tokens, before: Memory | None = None, needed: jax.Array | None = None
+    ) -> tuple[jax.Array, Memory]:
+        bias = tokens.bias
+        of_needed = (
+            bias if needed is None else jnp.take_along_axis(bias, needed[:, None, :, None], axis=2)
+        )
+
         def attend_layer(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeyValue]:
             blocks = () if before is None else (before.cache.layer(i),)
-            return attend_after(q, k, v, tokens.bias, blocks)
+            is_last = i == self.config.num_layers - 1
+            return attend_after(q, k, v, of_needed if is_last else bias, blocks)
 
-        hidden, cache = self._unrolled(tokens.ids, tokens.positions, attend_layer)
+        hidden, cache = self._unrolled(tokens.ids, tokens.positions, attend_layer, needed)
         return hidden, Memory(cache, tokens.positions, None)
 
     def context_kv(self, memory: Memory) -> KVCache:
@@ -174,12 +192,17 @@ class Llama(nnx.Module):
         ids: jax.Array,
         positions: jax.Array,
         attend_layer: Callable[..., tuple[jax.Array, KeyValue]],
+        needed: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache]:
-        """Final hidden states, and the cache of what `attend_layer(i, q, k, v)` keeps of every layer."""
+        """Final hidden states, and the cache of what `attend_layer(i, q, k, v)` keeps of every layer.
+
+        The last layer computes the states of the slots that are `needed`, int `[B, Q]`, alone.
+        """
         x, angles = embed(self.embedding, ids), self._angles(positions)
         layers: list[KeyValue] = []
         for i, block in enumerate(self.layers):
-            x, kept = block(x, angles, functools.partial(attend_layer, i))
+            of_layer = needed if i == self.config.num_layers - 1 else None
+            x, kept = block(x, angles, functools.partial(attend_layer, i), of_layer)
             layers.append(kept)
         return self.norm(x), KVCache.of_layers(layers)
 

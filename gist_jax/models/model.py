@@ -67,14 +67,18 @@ class Model(Protocol):
         """
         ...
 
-    def prefill(self, tokens: Tokens, before: Memory | None = None) -> tuple[jax.Array, Memory]:
+    def prefill(
+        self, tokens: Tokens, before: Memory | None = None, needed: jax.Array | None = None
+    ) -> tuple[jax.Array, Memory]:
         """Runs a prompt through unrolled layers; in the bias, P are the slots of `before`.
 
         Args:
           before: what earlier tokens left, of batch B, or of batch 1 for all rows.
+          needed: int `[B, Q]`, the slots whose hidden states are needed, so that a decoder's last layer
+            computes no others; None: all.
 
         Returns:
-          Final hidden states `[B, T, D]`, and what later tokens may look at.
+          Final hidden states `[B, T or Q, D]`, and what later tokens may look at.
         """
         ...
 

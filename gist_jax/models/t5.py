@@ -38,6 +38,7 @@ from gist_jax.models.layers import (
     embed,
     head_logits,
     normal_param,
+    take_tokens,
 )
 from gist_jax.models.model import DecodeState, Tokens
 from gist_jax.models.stack import make_layers, scan_layers
@@ -243,7 +244,9 @@ class T5(nnx.Module):
         x = scan_layers(self.decoder.layers, decode, x, **options)
         return drop(self.decoder.norm(x))
 
-    def prefill(self, tokens: Tokens, before: Memory | None = None) -> tuple[jax.Array, Memory]:
+    def prefill(
+        self, tokens: Tokens, before: Memory | None = None, needed: jax.Array | None = None
+    ) -> tuple[jax.Array, Memory]:
         """Encodes a prompt."""
         keys = tokens.positions
         if before is not None:
@@ -259,7 +262,8 @@ class T5(nnx.Module):
             x = block.feed(x)
             layers.append(kept)
         states = self.encoder.norm(x)
-        return states, Memory(KVCache.of_layers(layers), tokens.positions, states)
+        memory = Memory(KVCache.of_layers(layers), tokens.positions, states)
+        return take_tokens(states, needed), memory
 
     def context_kv(self, memory: Memory) -> KVCache:
         """Keys and values of the decoder's cross-attention."""
