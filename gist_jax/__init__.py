@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gist_jax.inference.language_model import LanguageModel
     from gist_jax.inference.load import load
 
-# What must happen before JAX is loaded: XLA's own lines, which say nothing to a user, are kept back.
+# Both must happen before JAX is loaded. XLA's own lines say nothing to a user.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 malloc.set_up()
 

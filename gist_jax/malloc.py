@@ -23,13 +23,19 @@ ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel[0-9]*", "/dev/vfio/
 
 def runs_command(arguments: Sequence[str]) -> bool:
     """Whether a process with these arguments runs one of COMMANDS by `python -m gist_jax.NAME`."""
-    modules = [name for option, name in zip(arguments, arguments[1:], strict=False) if option == "-m"]
-    package, _, command = modules[0].partition(".") if modules else ("", "", "")
+    module, rest = "", list(arguments[1:])
+    while rest and rest[0].startswith("-") and not rest[0].startswith("-c") and not module:
+        option = rest.pop(0)
+        if option in ("-X", "-W"):  # options of Python itself that have a value
+            rest = rest[1:]
+        elif option.startswith("-m"):
+            module = option[2:] or "".join(rest[:1])
+    package, _, command = module.partition(".")
     return package == "gist_jax" and command.partition(".")[0] in COMMANDS
 
 
 def computes_on_cpu(environment: Mapping[str, str]) -> bool:
-    """Whether JAX will find nothing but CPUs."""
+    """Whether JAX is told to, or there is no sign of an accelerator."""
     only_cpu = environment.get("JAX_PLATFORMS") == "cpu"
     return only_cpu or not any(glob.glob(pattern) for pattern in ACCELERATORS)
 

@@ -151,6 +151,18 @@ def assert_exports(params, checkpoint, model, directory):
     assert again.config.gist["gist_token_id"] == 260
 
 
+CONFIG = """
+from gist_jax.training.config import default
+
+def get_config():
+    config = default()
+    config.dtype = "float32"
+    config.model.update(vocab_size=260, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2)
+    config.model.update(num_kv_heads=2, head_dim=8, initializer_range=0.3)
+    return config
+"""
+
+
 def test_all_tasks_are_compared(tmp_path, monkeypatch, capsys):
     """Both write the same tokens and have the same losses. So few tokens take any time on a busy
     machine: here a second each.
@@ -158,16 +170,27 @@ def test_all_tasks_are_compared(tmp_path, monkeypatch, capsys):
 
     def seconds(runs, rounds, tick):
         latency.interleaved(runs, rounds, tick)
-        return {name: np.full(rounds, float(name[1] if len(name) == 2 else 1)) for name in runs}
+        ours = against_transformers.OURS
+        times = {run: 1.0 if ours in (run, run[0]) else 3.0 for run in runs}
+        return {run: np.full(rounds, times[run] * (run[1] if len(run) == 2 else 1)) for run in runs}
 
     monkeypatch.setattr(against_transformers, "interleaved", seconds)
     monkeypatch.setattr(against_transformers, "REQUESTS", 5)
-    made = tmp_path / "made.csv"
-    sizes = "--shapes=2x9", "--batch=1,2", "--prompt=5", "--output_tokens=4", "--rounds=2"
+    made, config = tmp_path / "made.csv", tmp_path / "config.py"
+    config.write_text(CONFIG)
+    sizes = (
+        f"--config={config}",
+        "--shapes=2x9",
+        "--batch=1,2",
+        "--prompt=5",
+        "--output_tokens=4",
+        "--rounds=2",
+    )
     text = command(against_transformers, monkeypatch, capsys, *sizes, f"--output={made}")
     assert "losses within" in text and "100.0% of tokens" in text
     rows = list(csv.DictReader(made.open()))
     assert [row["task"] for row in rows[::2]] == ["train", "prefill", *["decode"] * 2, *["requests"] * 2]
     for row in rows:
+        assert float(row["speedup"]) == (1 if row["implementation"] == "gist_jax" else 3)
         agreement = float(row["agreement"])
         assert agreement < 1e-5 if row["task"] == "train" else agreement == 1

@@ -45,7 +45,7 @@ def shortened_outputs(outputs: np.ndarray, counts: Sequence[int]) -> list[np.nda
 
 
 def our_programs(params: Params, config: LlamaConfig, settings: ConfigDict) -> Programs:
-    """Our programs.
+    """The programs of this package, on one CPU.
 
     Args:
       params: with stacked layers.

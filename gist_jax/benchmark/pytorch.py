@@ -7,7 +7,9 @@ Shape letters: B batch, T tokens of a row.
 
 import contextlib
 import functools
+import importlib.util
 import multiprocessing
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,10 +45,8 @@ def started(
     Raises:
       UserError: if PyTorch, which is optional, is missing, or the process fails.
     """
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        raise UserError("the comparison needs PyTorch: pip install 'gist_jax[torch]'") from None
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("the comparison needs PyTorch: pip install 'gist_jax[torch]'")
     context = multiprocessing.get_context("spawn")
     ours, its = context.Pipe()
 
@@ -55,10 +55,12 @@ def started(
             ours.send((name, arguments))
             return ours.recv()
         except (EOFError, OSError):
-            raise UserError("the process of PyTorch failed") from None
+            process.join()
+            raise UserError(f"the process of PyTorch ended with {process.exitcode}") from None
 
     def trainer(tokens: np.ndarray) -> Callable[[], float]:
-        return functools.partial(call, "step", call("trainer", tokens))
+        call("prepare_training", tokens)
+        return functools.partial(call, "step")
 
     with tempfile.TemporaryDirectory() as directory:
         tokenizer = train_bpe(["a"], 260)  # belongs to what is exported; nothing is encoded
@@ -78,11 +80,13 @@ def started(
 
 def _serve(connection: Connection, directory: str, optimizer: dict[str, Any], compiles: bool) -> None:
     """Does what it is told over a connection, until that is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     transformers.utils.logging.disable_progress_bar()
     server = _Server(directory, optimizer, compiles)
-    while True:
-        name, arguments = connection.recv()
-        connection.send(getattr(server, name)(*arguments))
+    with contextlib.suppress(EOFError):
+        while True:
+            name, arguments = connection.recv()
+            connection.send(getattr(server, name)(*arguments))
 
 
 class _Server:
@@ -103,10 +107,9 @@ class _Server:
             # Without it transformers compiles for accelerators alone.
             how._compile_all_devices = True  # type: ignore[assignment]  # declared None
             self.options = dict(cache_implementation="static", compile_config=how)
-        self.steps: list[Callable[[], float]] = []
 
-    def trainer(self, tokens: np.ndarray) -> int:
-        """Prepares training from the first weights; the number to give to `step`."""
+    def prepare_training(self, tokens: np.ndarray) -> None:
+        """Prepares training from the first weights, always on the same tokens."""
         torch, given = self.torch, self.optimizer
         model = self.load().train()
         run = torch.compile(model) if self.compiles else model
@@ -118,21 +121,17 @@ class _Server:
             weight_decay=given["weight_decay"],
             fused=True,
         )
-        ids = torch.from_numpy(tokens).long()
+        self.training = model, run, adamw, torch.from_numpy(tokens).long()
 
-        def step() -> float:
-            adamw.zero_grad()
-            loss = run(input_ids=ids, labels=ids, use_cache=False).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), given["clip_norm"])
-            adamw.step()
-            return loss.item()
-
-        self.steps.append(step)
-        return len(self.steps) - 1
-
-    def step(self, number: int) -> float:
-        return self.steps[number]()
+    def step(self) -> float:
+        """Makes a step of training; its loss."""
+        model, run, adamw, ids = self.training
+        adamw.zero_grad()
+        loss = run(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        self.torch.nn.utils.clip_grad_norm_(model.parameters(), self.optimizer["clip_norm"])
+        adamw.step()
+        return loss.item()
 
     def generate(self, tokens: np.ndarray, count: int) -> np.ndarray:
         return self._generated(tokens, np.ones_like(tokens), count)

@@ -54,7 +54,7 @@ def attend(
     """
     _check_bias(bias, q.shape[1], k.shape[1])
     if dropout is not None:
-        return attend_blocks(q, [heads_first(k, v)], bias, scale=scale, dropout=dropout)
+        return attend_cached(q, [heads_first(k, v)], bias, scale=scale, dropout=dropout)
     if implementation != "blocks":
         attention = jax.nn.dot_product_attention
         return attention(q, k, v, bias=bias, scale=scale, implementation=implementation)
@@ -81,8 +81,8 @@ def attend(
 def _block_size(length: int, causal: bool) -> int:
     """How many queries attend at a time.
 
-    On a CPU blocks as small as its caches are faster, since keys can be skipped. There are 16 blocks at
-    most, because programs grow with them.
+    On a CPU small blocks are faster where they let keys be left out. There are 16 blocks at most,
+    because programs grow with them.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
@@ -92,13 +92,22 @@ def _block_size(length: int, causal: bool) -> int:
 def _attend_queries(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, *, scale: float
 ) -> jax.Array:
-    """`[B, K, G, T, H]` of as many queries, keys and values `[B, K, S, H]`, and the bias of `attend`."""
-    logits = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
-    logits = logits * scale + _grouped(bias, q)
+    """Attention `[B, K, G, T, H]` of queries of that shape to keys and values `[B, K, S, H]`.
+
+    Args:
+      bias: `[B or 1, 1 or N, T, S]`.
+    """
+    # Else the gradient would multiply float32 with bfloat16: https://github.com/jax-ml/jax/issues/24047.
+    rounded = q.dtype == jnp.bfloat16
+    options: dict[str, Any] = dict(
+        precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if rounded else None,
+        preferred_element_type=jnp.float32,
+    )
+    logits = jnp.einsum("bkgth,bksh->bkgts", q, k, **options) * scale + _grouped(bias, q)
     # Divided by their sum after the matmul: there are fewer outputs than weights, in the gradient too.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
     total = weights.sum(-1, keepdims=True)
-    out = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, **options)
     return (out / total).astype(q.dtype)
 
 
@@ -135,10 +144,10 @@ def attend_after(
     new = heads_first(k, v)
     if not before and q.shape[1] == k.shape[1]:
         return attend(q, k, v, bias, scale=scale), new
-    return attend_blocks(q, [*before, new], bias, scale=scale), new
+    return attend_cached(q, [*before, new], bias, scale=scale), new
 
 
-def attend_blocks(
+def attend_cached(
     q: jax.Array,
     blocks: Sequence[KeyValue],
     bias: jax.Array,

@@ -19,7 +19,7 @@ from gist_jax.models.attention import (
     Implementation,
     attend,
     attend_after,
-    attend_blocks,
+    attend_cached,
     heads_first,
 )
 from gist_jax.models.cache import KeyValue, KVCache, Memory, as_block
@@ -182,7 +182,7 @@ class Llama(nnx.Module):
         def attend_layer(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeyValue]:
             grown = state.cache.write(i, heads_first(k, v), state.slot)
             blocks = [*(cache.layer(i) for cache in context), as_block(grown)]
-            return attend_blocks(q, blocks, bias), grown
+            return attend_cached(q, blocks, bias), grown
 
         hidden, cache = self._unrolled(ids, state.position, attend_layer)
         return hidden, DecodeState(cache, state.slot + 1, state.position + 1)
@@ -201,8 +201,9 @@ class Llama(nnx.Module):
         x, angles = embed(self.embedding, ids), self._angles(positions)
         layers: list[KeyValue] = []
         for i, block in enumerate(self.layers):
-            of_layer = needed if i == self.config.num_layers - 1 else None
-            x, kept = block(x, angles, functools.partial(attend_layer, i), of_layer)
+            is_last = i == self.config.num_layers - 1
+            attend = functools.partial(attend_layer, i)
+            x, kept = block(x, angles, attend, needed if is_last else None)
             layers.append(kept)
         return self.norm(x), KVCache.of_layers(layers)
 

@@ -23,7 +23,7 @@ from gist_jax.models.attention import (
     Implementation,
     attend,
     attend_after,
-    attend_blocks,
+    attend_cached,
     heads_first,
 )
 from gist_jax.models.cache import KeyValue, KVCache, Memory, as_block
@@ -144,7 +144,7 @@ class Block(nnx.Module):
         """`x` after cross-attention to keys and values computed before."""
         with jax.named_scope("cross_attention"):
             q = self.cross_attention.query(self.cross_attention_norm(x))
-            return x + self.cross_attention.output(attend_blocks(q, blocks, bias, scale=1.0))
+            return x + self.cross_attention.output(attend_cached(q, blocks, bias, scale=1.0))
 
     def feed(self, x: jax.Array, drop: Drop = _keep) -> jax.Array:
         """`x` after the feed-forward network."""
@@ -297,7 +297,7 @@ class T5(nnx.Module):
 
         def attend_layer(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeyValue]:
             grown = state.cache.write(i, heads_first(k, v), state.slot)
-            return attend_blocks(q, [as_block(grown)], own_bias, scale=1.0), grown
+            return attend_cached(q, [as_block(grown)], own_bias, scale=1.0), grown
 
         for i, block in enumerate(self.decoder.layers):
             x, kept = block.attend_self(x, functools.partial(attend_layer, i))

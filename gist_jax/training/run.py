@@ -36,7 +36,7 @@ from gist_jax.training.program import Program, make_program
 from gist_jax.workdir import CHECKPOINTS, CONFIG, TOKENIZER, read_model, write_model
 
 # Fields that change no loss, so a run may be resumed with others.
-MUTABLE_ON_RESUME = ("attention", "checkpoint", "evaluation", "log", "mesh")
+MUTABLE_ON_RESUME = ("attention", "checkpoint", "evaluation", "log", "mesh", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
