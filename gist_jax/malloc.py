@@ -51,10 +51,9 @@ def keep_freed_memory() -> None:
     """Applies SETTINGS to this process, where its allocator is glibc's; call it before loading JAX."""
     try:
         libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018  # other libraries do not have it
-    except (AttributeError, OSError, TypeError):  # TypeError: Windows
+    except (OSError, TypeError):  # TypeError: Windows
         return
-    if not is_set_by_user(os.environ):
+    if hasattr(libc, "gnu_get_libc_version") and not is_set_by_user(os.environ):
         for parameter, value in SETTINGS.values():
             libc.mallopt(parameter, value)
 

@@ -120,7 +120,11 @@ def compare(options: argparse.Namespace) -> list[Row]:
     measured = _measured(config.vocab_size, options)
     chosen = [task for name in TASKS for task in measured if task[0] == name and name in options.tasks]
     table: list[Row] = []
-    with tqdm(total=len(chosen) * options.rounds, unit="round") as bar:
+    versions = ""
+    with (
+        pytorch.exported(params, config) as directory,
+        tqdm(total=len(chosen) * options.rounds, unit="round") as bar,
+    ):
 
         def timer(runs: Mapping[Any, Callable[[], object]]) -> dict[Any, np.ndarray]:
             return interleaved(runs, options.rounds, bar.update)
@@ -134,8 +138,9 @@ def compare(options: argparse.Namespace) -> list[Row]:
                 for name, compiles in [("transformers", False), ("torch.compile", True)]:
                     # transformers compiles no prefill.
                     if not compiles or (options.compile and task != "prefill"):
-                        process = pytorch.started(params, config, settings, compiles)
-                        compared[name], versions = processes.enter_context(process)
+                        process = pytorch.started(directory, settings, compiles)
+                        compared[name], describe = processes.enter_context(process)
+                        versions = versions or describe()
                 seconds, agreement = measured[task, shape](compared, timer)
             for name in compared:
                 speedup, low, high = paired_ratio(seconds[name], seconds[OURS])

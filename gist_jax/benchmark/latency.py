@@ -50,18 +50,21 @@ def quotient(above: np.ndarray, below: np.ndarray) -> tuple[float, float, float]
       The quotient, and the limits of its paired bootstrap interval: rounds are drawn again, with both
       times of each.
     """
-    drawn = np.random.default_rng(0).integers(0, len(above), (2000, len(above)))
-    again = np.median(above[drawn], axis=1) / np.median(below[drawn], axis=1)
-    low, high = np.percentile(again, [2.5, 97.5])
-    return float(np.median(above) / np.median(below)), float(low), float(high)
+    return _with_interval(lambda a, b: np.median(a, axis=-1) / np.median(b, axis=-1), above, below)
 
 
 def paired_ratio(above: np.ndarray, below: np.ndarray) -> tuple[float, float, float]:
     """The median of the ratios of each round, `[rounds]`, with its 95 % bootstrap interval."""
-    ratios = above / below
-    drawn = np.random.default_rng(0).integers(0, len(ratios), (2000, len(ratios)))
-    low, high = np.percentile(np.median(ratios[drawn], axis=1), [2.5, 97.5])
-    return float(np.median(ratios)), float(low), float(high)
+    return _with_interval(lambda a, b: np.median(a / b, axis=-1), above, below)
+
+
+def _with_interval(
+    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray], above: np.ndarray, below: np.ndarray
+) -> tuple[float, float, float]:
+    """A statistic of rounds, `[…, rounds]` to `[…]`, with its 95 % paired bootstrap interval."""
+    drawn = np.random.default_rng(0).integers(0, len(above), (2000, len(above)))
+    low, high = np.percentile(statistic(above[drawn], below[drawn]), [2.5, 97.5])
+    return float(statistic(above, below)), float(low), float(high)
 
 
 def saving(base: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:

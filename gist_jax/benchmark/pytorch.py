@@ -29,24 +29,36 @@ from gist_jax.models.stack import Params
 
 
 @contextlib.contextmanager
+def exported(params: Params, config: LlamaConfig) -> Iterator[str]:
+    """A temporary directory with the weights, of stacked layers, for transformers to load.
+
+    Raises:
+      UserError: if PyTorch, which is optional, is missing.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("the comparison needs PyTorch: pip install 'gist_jax[torch]'")
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer = train_bpe(["a"], 260)  # belongs to what is exported; nothing is encoded
+        export(directory, params, config, tokenizer, num_gist_tokens=0, condition="gist")
+        yield directory
+
+
+@contextlib.contextmanager
 def started(
-    params: Params, config: LlamaConfig, settings: ConfigDict, compiles: bool
-) -> Iterator[tuple[Programs, str]]:
-    """Starts the process with the same weights, and ends it.
+    directory: str, settings: ConfigDict, compiles: bool
+) -> Iterator[tuple[Programs, Callable[[], str]]]:
+    """Starts a process with the weights of a directory, and ends it.
 
     Args:
-      params: with stacked layers.
       settings: those of the optimizer are used.
       compiles: by torch.compile; generation has a static cache then, as it must.
 
     Yields:
-      The programs, and a line on versions and threads.
+      The programs, and what makes a line on versions and threads.
 
     Raises:
-      UserError: if PyTorch, which is optional, is missing, or the process fails.
+      UserError: if the process fails.
     """
-    if importlib.util.find_spec("torch") is None:
-        raise UserError("the comparison needs PyTorch: pip install 'gist_jax[torch]'")
     context = multiprocessing.get_context("spawn")
     ours, its = context.Pipe()
 
@@ -62,20 +74,18 @@ def started(
         call("prepare_training", tokens)
         return functools.partial(call, "step")
 
-    with tempfile.TemporaryDirectory() as directory:
-        tokenizer = train_bpe(["a"], 260)  # belongs to what is exported; nothing is encoded
-        export(directory, params, config, tokenizer, num_gist_tokens=0, condition="gist")
-        given = directory, settings.optimizer.to_dict(), compiles
-        process = context.Process(target=_serve, args=(its, *given), daemon=True)
-        process.start()
-        its.close()
-        try:
-            generate = functools.partial(call, "generate")
-            answer = functools.partial(call, "answer")
-            yield Programs(trainer, generate, answer), call("describe")
-        finally:
-            process.terminate()
-            process.join()
+    given = directory, settings.optimizer.to_dict(), compiles
+    process = context.Process(target=_serve, args=(its, *given), daemon=True)
+    process.start()
+    its.close()
+    try:
+        generate, answer, describe = (
+            functools.partial(call, name) for name in ("generate", "answer", "describe")
+        )
+        yield Programs(trainer, generate, answer), describe
+    finally:
+        process.terminate()
+        process.join()
 
 
 def _serve(connection: Connection, directory: str, optimizer: dict[str, Any], compiles: bool) -> None:

@@ -59,9 +59,7 @@ def attend(
         attention = jax.nn.dot_product_attention
         return attention(q, k, v, bias=bias, scale=scale, implementation=implementation)
     length, (k, v) = q.shape[1], heads_first(k, v)
-    # [B, T, N, H] -> [B, K, G, T, H]
-    q = q.reshape(*q.shape[:2], k.shape[1], -1, q.shape[3]).transpose(0, 2, 3, 1, 4)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    q, scale = _group_heads(q, k.shape[1]), q.shape[-1] ** -0.5 if scale is None else scale
     attend_block: Callable[..., jax.Array] = functools.partial(_attend_queries, scale=scale)
     size = _block_size(length, causal)
     if size < length:  # then logits are made again in the backward pass, and not kept
@@ -75,7 +73,7 @@ def attend(
     out = parts[0]
     if len(parts) > 1:
         out = checkpoint_name(jnp.concatenate(parts, axis=3), ATTENDED)
-    return out.transpose(0, 3, 1, 2, 4).reshape(out.shape[0], length, -1, out.shape[-1])
+    return _ungroup_heads(out)
 
 
 def _block_size(length: int, causal: bool) -> int:
@@ -109,6 +107,18 @@ def _attend_queries(
     total = weights.sum(-1, keepdims=True)
     out = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, **options)
     return (out / total).astype(q.dtype)
+
+
+def _group_heads(q: jax.Array, num_kv_heads: int) -> jax.Array:
+    """Queries `[B, T, N, H]` by the key/value head that they attend with: `[B, K, G, T, H]`."""
+    batch, length, _, head_dim = q.shape
+    return q.reshape(batch, length, num_kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
+
+
+def _ungroup_heads(x: jax.Array) -> jax.Array:
+    """`[B, T, N, H]` of `[B, K, G, T, H]`."""
+    batch, _, _, length, head_dim = x.shape
+    return x.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1, head_dim)
 
 
 def _grouped(bias: jax.Array, q: jax.Array) -> jax.Array:
@@ -172,15 +182,11 @@ def attend_cached(
     Raises:
       ValueError: if the shape of the bias does not fit.
     """
-    batch, length, num_heads, head_dim = q.shape
-    num_kv_heads = blocks[0][0].shape[1]
     sizes = [keys.shape[2] for keys, _ in blocks]
-    _check_bias(bias, length, sum(sizes))
-    # [B, T, N, H] -> [B, K, G, T, H]
-    q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    q = q.transpose(0, 2, 3, 1, 4)
+    _check_bias(bias, q.shape[1], sum(sizes))
+    q = _group_heads(q, blocks[0][0].shape[1])
     logits = jnp.concatenate([_with_block("h", q, keys) for keys, _ in blocks], axis=-1)
-    scale = head_dim**-0.5 if scale is None else scale
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     weights = jax.nn.softmax(logits * scale + _grouped(bias, q), axis=-1)
     if dropout is not None:
         weights = dropout(weights)
@@ -190,8 +196,7 @@ def attend_cached(
         part = weights[..., start : start + size].astype(values.dtype)
         parts.append(_with_block("s", part, values))
         start += size
-    out = sum(parts[1:], start=parts[0]).astype(q.dtype)
-    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
+    return _ungroup_heads(sum(parts[1:], start=parts[0]).astype(q.dtype))
 
 
 def _with_block(summed: str, x: jax.Array, block: jax.Array) -> jax.Array:

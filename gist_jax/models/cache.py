@@ -88,6 +88,12 @@ def as_block(stored: KeyValue) -> KeyValue:
     return keys, values
 
 
+def take_slots(x: jax.Array, slots: jax.Array, axis: int) -> jax.Array:
+    """Picks the entries at slots, int `[B, G]`, of each row along an axis of `[B, …]`."""
+    index = slots.reshape(slots.shape[0], *[1] * (axis - 1), -1, *[1] * (x.ndim - axis - 1))
+    return jnp.take_along_axis(x, index, axis=axis)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Memory:
@@ -99,15 +105,10 @@ class Memory:
 
     def take(self, slots: jax.Array) -> "Memory":
         """Picks the entries at slots, int `[B, G]`, of each row."""
-
-        def at(x: jax.Array, axis: int) -> jax.Array:
-            index = slots.reshape(slots.shape[0], *[1] * (axis - 1), -1, *[1] * (x.ndim - axis - 1))
-            return jnp.take_along_axis(x, index, axis=axis)
-
         return Memory(
-            jax.tree.map(lambda x: at(x, 2), self.cache),
-            at(self.positions, 1),
-            None if self.states is None else at(self.states, 1),
+            jax.tree.map(lambda x: take_slots(x, slots, 2), self.cache),
+            take_slots(self.positions, slots, 1),
+            None if self.states is None else take_slots(self.states, slots, 1),
         )
 
     @property

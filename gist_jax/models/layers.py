@@ -118,13 +118,6 @@ class Attention(nnx.Module):
         return self.query(x if queried is None else queried), self.key(x), self.value(x)
 
 
-def take_tokens(x: jax.Array, slots: jax.Array | None) -> jax.Array:
-    """`[B, Q, …]` of `[B, T, …]`: the tokens in slots, int `[B, Q]`, of each row; None: all."""
-    if slots is None:
-        return x
-    return jnp.take_along_axis(x, slots.reshape(*slots.shape, *[1] * (x.ndim - 2)), axis=1)
-
-
 @jax.named_scope("embedding")
 def embed(embedding: nnx.Param, ids: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
     """`[B, T, D]` of token ids `[B, T]`, or of embeddings, which stay as they are."""

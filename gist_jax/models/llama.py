@@ -22,7 +22,7 @@ from gist_jax.models.attention import (
     attend_cached,
     heads_first,
 )
-from gist_jax.models.cache import KeyValue, KVCache, Memory, as_block
+from gist_jax.models.cache import KeyValue, KVCache, Memory, as_block, take_slots
 from gist_jax.models.config import LlamaConfig
 from gist_jax.models.dropout import Dropout
 from gist_jax.models.layers import (
@@ -36,7 +36,6 @@ from gist_jax.models.layers import (
     normal_param,
     rotary_angles,
     rotate,
-    take_tokens,
 )
 from gist_jax.models.model import DecodeState, Tokens
 from gist_jax.models.stack import make_layers, scan_layers
@@ -96,15 +95,19 @@ class Block(nnx.Module):
         Args:
           needed: int `[B, Q]`, the slots whose states are needed, `[B, Q, D]`; None: all.
         """
+
+        def take(x: jax.Array) -> jax.Array:
+            return x if needed is None else take_slots(x, needed, 1)
+
         with jax.named_scope("attention"):
             normed = self.attention_norm(x)
-            q, k, v = self.attention(normed, take_tokens(normed, needed))
+            q, k, v = self.attention(normed, take(normed))
             if self.normalizes_heads:
                 q, k = self.query_norm(q), self.key_norm(k)
             cos, sin = angles
-            q = rotate(q, (take_tokens(cos, needed), take_tokens(sin, needed)))
+            q = rotate(q, (take(cos), take(sin)))
             attended, kept = attend(q, rotate(k, angles), v)
-            x = take_tokens(x, needed) + self.attention.output(attended)
+            x = take(x) + self.attention.output(attended)
         with jax.named_scope("feed_forward"):
             x = x + self.feed_forward(self.feed_forward_norm(x))
         return constrain(x, *HIDDEN), kept
@@ -149,15 +152,11 @@ class Llama(nnx.Module):
     def prefill(
         self, tokens: Tokens, before: Memory | None = None, needed: jax.Array | None = None
     ) -> tuple[jax.Array, Memory]:
-        bias = tokens.bias
-        of_needed = (
-            bias if needed is None else jnp.take_along_axis(bias, needed[:, None, :, None], axis=2)
-        )
-
         def attend_layer(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeyValue]:
-            blocks = () if before is None else (before.cache.layer(i),)
-            is_last = i == self.config.num_layers - 1
-            return attend_after(q, k, v, of_needed if is_last else bias, blocks)
+            blocks, bias = () if before is None else (before.cache.layer(i),), tokens.bias
+            if needed is not None and q.shape[1] < k.shape[1]:  # the last layer
+                bias = take_slots(bias, needed, 2)
+            return attend_after(q, k, v, bias, blocks)
 
         hidden, cache = self._unrolled(tokens.ids, tokens.positions, attend_layer, needed)
         return hidden, Memory(cache, tokens.positions, None)

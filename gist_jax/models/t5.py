@@ -26,7 +26,7 @@ from gist_jax.models.attention import (
     attend_cached,
     heads_first,
 )
-from gist_jax.models.cache import KeyValue, KVCache, Memory, as_block
+from gist_jax.models.cache import KeyValue, KVCache, Memory, as_block, take_slots
 from gist_jax.models.config import T5Config
 from gist_jax.models.dropout import Dropout
 from gist_jax.models.layers import (
@@ -38,7 +38,6 @@ from gist_jax.models.layers import (
     embed,
     head_logits,
     normal_param,
-    take_tokens,
 )
 from gist_jax.models.model import DecodeState, Tokens
 from gist_jax.models.stack import make_layers, scan_layers
@@ -263,7 +262,7 @@ class T5(nnx.Module):
             layers.append(kept)
         states = self.encoder.norm(x)
         memory = Memory(KVCache.of_layers(layers), tokens.positions, states)
-        return take_tokens(states, needed), memory
+        return states if needed is None else take_slots(states, needed, 1), memory
 
     def context_kv(self, memory: Memory) -> KVCache:
         """Keys and values of the decoder's cross-attention."""
