@@ -151,10 +151,6 @@ def training_batches(
     or other rows.
     """
 
-    # One thread prefetches. Tokenizing is Python: more threads would only contend for its lock.
-    def prefetch(elements: int) -> grain.ReadOptions:
-        return grain.ReadOptions(num_threads=1, prefetch_buffer_size=elements)
-
     rows = np.arange(batch_size) if rows is None else rows
     tokenize: grain.transforms.Map = DecoderOnlyExample(template, max_length)
     if template.is_encoder_decoder:
@@ -164,7 +160,8 @@ def training_batches(
     dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat().map(tokenize)
     if pack:
         packed = grain.experimental.FirstFitPackIterDataset(
-            dataset.to_iter_dataset(prefetch(4 * batch_size)),
+            # To hand small examples over from a thread takes longer than to tokenize them.
+            dataset.to_iter_dataset(grain.ReadOptions(num_threads=0)),
             length_struct=lengths,
             num_packing_bins=batch_size,
         )
@@ -172,4 +169,6 @@ def training_batches(
         return iter(batches.map(lambda batch: {name: x[rows] for name, x in batch.items()}))
     padded = _Rows(dataset.map(Pad(lengths, template.tokenizer.pad_id)), batch_size, rows)
     padded = padded.batch(len(rows), drop_remainder=True)
-    return iter(padded.map(_named).to_iter_dataset(prefetch(2)))
+    # One thread prefetches. Tokenizing is Python: more threads would only contend for its lock.
+    one_thread = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    return iter(padded.map(_named).to_iter_dataset(one_thread))

@@ -79,10 +79,9 @@ class PromptTemplate:
 
     def input_ids(self, text: str) -> list[int]:
         """Ids of what follows the gist tokens, up to where the output begins."""
-        own = self._input_text_ids(text)
         if self.is_encoder_decoder:
-            return [*own, self.tokenizer.eos_id]
-        return self.tokenizer.encode(f"Input: {text}\nOutput:" if own else "Output:")
+            return [*self._input_text_ids(text), self.tokenizer.eos_id]
+        return self.tokenizer.encode(f"Input: {text}\nOutput:" if text.strip() else "Output:")
 
     def _input_text_ids(self, text: str) -> list[int]:
         return self._encode(f"Input: {text}") if text.strip() else []
@@ -98,13 +97,15 @@ class PromptTemplate:
         Where there are too many, the end of the input goes first, then that of the instruction. The
         gist tokens and what asks for the output stay.
         """
-        rest = self.input_ids(text)
+        head, rest = self.instruction_ids(instruction), self.input_ids(text)
+        if len(head) + len(rest) <= max_length:
+            return head + rest
         # What follows the input's own text: the line break and "Output:", or the end of sequence.
-        asking = len(rest) - len(self._input_text_ids(text))
-        head = self.instruction_ids(instruction, max_length - asking)
-        cut = max(len(head) + len(rest) - max_length, 0)
-        split = len(rest) - asking
-        return head + rest[: max(split - cut, 0)] + rest[split:]
+        split = len(self._input_text_ids(text))
+        asking = rest[split:]
+        head = self.instruction_ids(instruction, max_length - len(asking))
+        room = max(max_length - len(head) - len(asking), 0)
+        return head + rest[: min(room, split)] + asking
 
     def output_ids(self, text: str, max_length: int | None = None) -> list[int]:
         """Ids of the output, at most `max_length`, which end with the end of sequence."""
