@@ -33,7 +33,7 @@ from gist_jax.workdir import CONFIG, best_evaluation
 
 SHOWN = 3  # unseen instructions to compress
 BATCH = 64
-ROUNDS = 20
+ROUNDS = 10
 
 
 def main() -> None:
