@@ -16,12 +16,14 @@ setup(
     python_requires=">=3.11,<3.14",
     install_requires=[
         "absl-py>=2.1,<3",
+        "array_record>=0.8,<0.9",
         "datasets>=4,<6",
         "filelock>=3.16,<4",  # of JAX's compilation cache, where it is bounded
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
         "huggingface_hub>=1,<3",
         "jax>=0.10.2,<0.13",
+        "jinja2>=3.1,<4",  # of chat templates
         "matplotlib>=3.10,<4",
         "ml-collections>=1.1,<2",
         "numpy>=2,<3",
@@ -30,6 +32,7 @@ setup(
         "rouge-score>=0.1.2,<0.2",
         "safetensors>=0.7,<0.9",
         "sentencepiece>=0.2,<0.3",
+        "tensorflow-datasets>=4.9.10,<5",
         "tensorboardX>=2.6.4,<3",
         "tokenizers>=0.22,<0.24",
         "tqdm>=4.67,<5",

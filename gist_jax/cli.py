@@ -66,8 +66,11 @@ def parser(description: str) -> argparse.ArgumentParser:
     script = pathlib.Path(sys.argv[0])
     if script.name == "__main__.py":  # of a package
         script = script.parent
-    package = script.parent.name == "gist_jax"
-    prog = f"python -m gist_jax.{script.stem}" if package else f"python {script}"
+    folders = script.parent.parts
+    prog = f"python {script}"
+    if "gist_jax" in folders and script.parent.joinpath("__init__.py").exists():
+        last = len(folders) - 1 - folders[::-1].index("gist_jax")
+        prog = f"python -m {'.'.join([*folders[last:], script.stem])}"
     return _Parser(prog=prog, description=description, formatter_class=_Help, allow_abbrev=False)
 
 

@@ -1,114 +1,210 @@
-"""Where examples come from: the embedded corpus, or files of one's own."""
+"""Where examples come from: one line says it.
 
-import csv
-import json
+    instructions                       the embedded corpus
+    PATH                               a directory with train.json and any validation_*.json, or a file
+    json:PATH csv:PATH parquet:PATH    the same, whatever the files are called at the end
+    hf:NAME[:CONFIG]                   Hugging Face datasets: a hub id, or a directory of `save_to_disk`
+    tfds:NAME                          TensorFlow Datasets that are built and stored as array_record
+    arrayrecord:GLOB                   files of records, each a JSON object
+
+What follows a scheme may end with `?instruction=prompt&output=answer`, which names the fields of its
+records, or `?fields=dolly`, a ready mapping of `gist_jax.data.fields`; without either, the first ready
+mapping that suits the first record is taken. `tfds:NAME?data_dir=DIR` says where it was built.
+
+Several sources with weights between them are a mixture: `3*json:mine.json + 1*instructions`.
+"""
+
+import dataclasses
+import hashlib
 import pathlib
-import tempfile
-from collections.abc import Iterator
+import re
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from gist_jax.data import instructions
-from gist_jax.errors import UserError, shortened
+from gist_jax.data import instructions, record_files
+from gist_jax.data.fields import FIELDS, Example, Record, checked, mapping
+from gist_jax.data.files import SUFFIXES, read_records
+from gist_jax.errors import UserError
 
 EMBEDDED = "instructions"
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
-Example = dict[str, str]  # instruction, input, output
 
 
 class Examples(Protocol):
-    """The examples of a split: a list, or the embedded corpus, which has no slices."""
+    """The examples of a split: a list, or what makes or reads one when it is asked for."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Example: ...
     def __iter__(self) -> Iterator[Example]: ...
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
+class Mapped:
+    """The records of one split of a source, read and mapped to examples when they are asked for."""
+
+    records: Sequence[Record]
+    example: Callable[[Record], Mapping[str, Any]]
+    where: str
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is not in 0..{len(self) - 1}")
+        return checked(self.example(self.records[index]), index, self.where)
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        # Grain compares this text when it resumes: it must be the same in every process.
+        return f"Mapped({self.where}, {len(self)} examples)"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Mixture:
+    """Splits of several sources one after another, and the weights that training draws them with."""
+
+    parts: tuple[Any, ...]  # Examples, or a TokenCache of them
+    weights: tuple[float, ...]
+    fingerprints: tuple[str, ...]  # of the sources that the parts are from
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, index: int) -> Example:
+        for part in self.parts:
+            if 0 <= index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(f"there are {len(self)} examples")
+
+    def __iter__(self) -> Iterator[Example]:
+        return (example for part in self.parts for example in part)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The splits of a source, "train" and others to evaluate on, and a hash of what they hold."""
+
+    splits: dict[str, Examples]
+    fingerprint: str
+
+
 def load_splits(source: str) -> dict[str, Examples]:
-    """Examples by split: "train" and any number of "validation_…".
+    """Examples by split, see `load_data`."""
+    return load_data(source).splits
+
+
+def load_data(source: str) -> Data:
+    """Opens a source, or a mixture of several.
+
+    Files are read whole; datasets and record files are read when an example is asked for.
 
     Args:
-      source: "instructions" for the embedded corpus; a directory with train.json and any
-        validation_*.json; or one file, which becomes the train split. See `read_examples` for the
-        kinds of files.
+      source: a line as the module's text describes it.
 
     Raises:
-      ValueError: if there are no such files or a record is not an example.
+      UserError: in one sentence, if there is no such source or it holds no examples.
     """
-    if source == EMBEDDED:
-        return {split: instructions.Corpus(split) for split in instructions.SPLITS}
     if not source:
         raise UserError("config.data.source is empty: give a directory or a file of records")
+    if pathlib.Path(source).exists():  # whatever is in its name
+        return _load_one(source)
+    lines = re.split(r"\s+\+\s+", source.strip())
+    weighed = [re.fullmatch(r"(?:([0-9.]+)\s*\*\s*)?(.+)", line) for line in lines]
+    if len(lines) == 1 and (weighed[0] is None or weighed[0][1] is None):
+        return _load_one(source)
+    weights, parts = [], []
+    for line, found in zip(lines, weighed, strict=True):
+        try:
+            weight = float(found[1] or 1) if found else 0.0
+        except ValueError:
+            weight = 0.0
+        if found is None or not weight > 0:
+            raise UserError(f"a part of the mixture {source!r} is {line!r}: write WEIGHT*SOURCE")
+        weights.append(weight)
+        parts.append(_load_one(found[2]))
+    total = sum(weights)
+    shares = [weight / total for weight in weights]
+    splits: dict[str, Examples] = {}
+    for name in dict.fromkeys(name for part in parts for name in part.splits):
+        having = [
+            (part.splits[name], share, part.fingerprint)
+            for part, share in zip(parts, shares, strict=True)
+            if name in part.splits
+        ]
+        if name == "train" and len(having) < len(parts):
+            raise UserError(f"a source of the mixture {source!r} has no train split")
+        splits[name] = Mixture(*zip(*having, strict=True)) if len(having) > 1 else having[0][0]
+    said = [f"{part.fingerprint} {share:.9f}" for part, share in zip(parts, shares, strict=True)]
+    return Data(splits, _hash(*said))
+
+
+def _load_one(source: str) -> Data:
+    if source == EMBEDDED:
+        splits: dict[str, Examples] = {name: instructions.Corpus(name) for name in instructions.SPLITS}
+        return Data(splits, EMBEDDED)
+    scheme, separator, rest = source.partition(":")
+    if not separator or scheme not in _SCHEMES or pathlib.Path(source).exists():
+        opened, options = _open_files(source, ""), dict[str, str]()
+    else:
+        rest, _, query = rest.partition("?")
+        options = dict(urllib.parse.parse_qsl(query))
+        known = {"fields", *FIELDS} | ({"data_dir"} if scheme == "tfds" else set())
+        if unknown := options.keys() - known:
+            raise UserError(
+                f"{source} ends with {sorted(unknown)[0]}=…, which is not known: write fields=, "
+                "instruction=, input= or output="
+            )
+        opened = _SCHEMES[scheme](rest, options.pop("data_dir", None))
+    splits = {}
+    for name, (records, where) in opened.splits.items():
+        if not len(records):
+            raise UserError(f"{where} has no records")
+        mapped = Mapped(records, mapping(options, records[0]), where)
+        splits[name] = list(mapped) if isinstance(records, list) else mapped
+    return Data(splits, _hash(str(sorted(options.items())), *opened.digests))
+
+
+def _hash(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def _open_files(source: str, kind: str) -> record_files.Opened:
     path = pathlib.Path(source)
     if path.is_file():
-        return {"train": read_examples(path)}
-    files = [f for f in sorted(path.glob("*")) if f.suffix in SUFFIXES]
-    splits: dict[str, pathlib.Path] = {}
-    for file in files:
-        if file.stem == "train" or file.stem.startswith("validation"):
-            if file.stem in splits:
-                raise UserError(f"{source} has both {splits[file.stem].name} and {file.name}")
-            splits[file.stem] = file
+        splits = {"train": path}
+    else:
+        suffixes = [f".{kind}", f".{kind}l"] if kind else SUFFIXES
+        splits = {}
+        for file in sorted(f for f in path.glob("*") if f.suffix in suffixes):
+            if file.stem == "train" or file.stem.startswith("validation"):
+                if file.stem in splits:
+                    raise UserError(f"{source} has both {splits[file.stem].name} and {file.name}")
+                splits[file.stem] = file
     if not splits:
         raise UserError(
             f"{source} is neither {EMBEDDED!r}, nor a file, nor a directory with train.json or "
-            "validation_*.json"
+            "validation_*.json, nor does it begin with json:, csv:, parquet:, hf:, tfds: or arrayrecord:"
         )
-    return {split: read_examples(file) for split, file in splits.items()}
+    return record_files.Opened(
+        {name: (read_records(file, kind), str(file)) for name, file in splits.items()},
+        record_files.digests(splits.values()),
+    )
+
+
+_SCHEMES: dict[str, Callable[[str, str | None], record_files.Opened]] = {
+    "json": lambda path, _: _open_files(path, "json"),
+    "csv": lambda path, _: _open_files(path, "csv"),
+    "parquet": lambda path, _: _open_files(path, "parquet"),
+    "hf": lambda name, _: record_files.open_huggingface(name),
+    "tfds": record_files.open_tfds,
+    "arrayrecord": lambda pattern, _: record_files.open_array_records(pattern),
+}
 
 
 def first(examples: Examples, count: int) -> list[Example]:
-    """The first `count` examples, or all if there are fewer. The embedded corpus has no slices."""
+    """The first `count` examples, or all if there are fewer. Not all that holds examples has slices."""
     return [examples[i] for i in range(min(count, len(examples)))]
-
-
-def read_examples(path: str | pathlib.Path) -> list[Example]:
-    """Reads records: a JSON list (.json), a record a line (.jsonl), or a table (.csv, .parquet).
-
-    Raises:
-      ValueError: naming the first record without instruction or output (input may be missing).
-    """
-    path = pathlib.Path(path)
-    try:
-        records = _read_table(path) if path.suffix in (".csv", ".parquet") else _read_json(path)
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"cannot read examples from {path}: {shortened(error)}") from None
-    if not isinstance(records, list) or not records:
-        raise UserError(f"{path} must hold a list of records, and at least one")
-    return [_checked(record, i, path) for i, record in enumerate(records)]
-
-
-def _checked(record: Any, number: int, path: pathlib.Path) -> Example:
-    """The record with an input; a missing one, or null, is an empty text."""
-    problem = None
-    if not isinstance(record, dict):
-        problem = "must be an object"
-    elif not isinstance(record.get("instruction"), str) or not record["instruction"].strip():
-        problem = "must have an instruction that is a non-empty text"
-    elif not isinstance(record.get("output"), str):
-        problem = "must have an output that is a text"
-    elif not isinstance(record.get("input") or "", str):
-        problem = "has an input that is no text"
-    if problem:
-        raise UserError(f"record {number} of {path} {problem}")
-    return {**record, "input": record.get("input") or ""}
-
-
-def _read_json(path: pathlib.Path) -> Any:
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".jsonl":  # other line separators may stand in texts
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    return json.loads(text)
-
-
-def _read_table(path: pathlib.Path) -> list[Example]:
-    if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    import datasets  # takes a second to import
-
-    with tempfile.TemporaryDirectory() as cache:
-        try:
-            table = datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
-        except datasets.exceptions.DatasetGenerationError as error:
-            raise ValueError(str(error.__cause__ or error)) from None
-        return table.to_list()
