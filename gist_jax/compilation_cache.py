@@ -10,6 +10,8 @@ import warnings
 import jax
 import jaxlib
 
+from gist_jax.io import user_cache
+
 _SIMULATION = "xla_force_host_platform_device_count"  # several devices on one CPU
 _MAX_ENTRIES = 1000  # jax looks through all of them at every write: 50 microseconds each
 _SETTINGS = {  # what jax has by default, and what it gets here
@@ -63,9 +65,8 @@ def _folder() -> pathlib.Path:
             first = itertools.takewhile(str.strip, file)  # all that is said of the first core
             # Its clock, which is among the rest, changes from start to start.
             processor += "".join(x for x in first if x.startswith(("model", "flags", "CPU", "Features")))
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     name = f"{jaxlib.__version__}-{hashlib.sha256(processor.encode()).hexdigest()[:8]}"
-    return pathlib.Path(cache, "gist_jax", "programs", name)
+    return user_cache() / "programs" / name
 
 
 def _tidy(folder: pathlib.Path) -> None:

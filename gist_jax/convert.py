@@ -17,7 +17,7 @@ from gist_jax.interop import weight_diff
 from gist_jax.interop.export import EXPORT_DTYPES
 from gist_jax.interop.huggingface import Checkpoint, find
 from gist_jax.io import atomic_directory, write_json
-from gist_jax.workdir import CONFIG, TOKENIZER, write_model, write_params
+from gist_jax.workdir import CONFIG, TOKENIZER, Description, write_model, write_params
 
 HUB = "directory in Hugging Face format, or hub id"
 OUTPUT = "directory to write, which must not exist yet"
@@ -26,12 +26,13 @@ OUTPUT = "directory to write, which must not exist yet"
 def _import(options: argparse.Namespace) -> None:
     directory = find(options.model)
     checkpoint, tokenizer = Checkpoint(directory), load_tokenizer(directory)
-    condition, num_gist_tokens = checkpoint.gist_settings(tokenizer)
+    condition, num_gist_tokens, template = checkpoint.gist_settings(tokenizer)
     params = checkpoint.load_for(tokenizer, options.dtype)
     with atomic_directory(options.output) as tmp:
         tokenizer.save(tmp / TOKENIZER)
         # A model that had no gist token has one now, which holds nothing yet.
-        write_model(tmp, checkpoint.config_for(tokenizer), condition, max(num_gist_tokens, 1))
+        described = checkpoint.config_for(tokenizer), condition, max(num_gist_tokens, 1), template
+        write_model(tmp, Description(*described))
         write_json(tmp / CONFIG, {})
         write_params(tmp, params)
 

@@ -54,6 +54,15 @@ def atomic_directory(path: Path) -> Iterator[pathlib.Path]:
         raise
 
 
+def user_cache() -> pathlib.Path:
+    """The folder for what can be made again: ~/.cache/gist_jax, or in $XDG_CACHE_HOME.
+
+    Raises:
+      RuntimeError: if there is no home.
+    """
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache", "gist_jax")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file, whole or not at all."""
     with atomic_write(path) as tmp:

@@ -2,6 +2,7 @@
 
 config.json      the run's configuration
 model.json       format version, shape of the model and gist settings
+data.json        a hash of the data
 tokenizer/       see gist_jax.data.tokenization
 checkpoints/     Orbax, one directory a step
 metrics.jsonl    losses and evaluations by step
@@ -12,7 +13,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax.traverse_util import flatten_dict
@@ -26,27 +27,37 @@ from gist_jax.models.stack import Params
 FORMAT = 1  # of a workdir; a reader takes this one and all that were numbered before it
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
+DATA = "data.json"
 METRICS = "metrics.jsonl"
 MODEL = "model.json"
 TOKENIZER = "tokenizer"
 
 
-def write_model(
-    workdir: pathlib.Path, config: ModelConfig, condition: str, num_gist_tokens: int
-) -> None:
+class Description(NamedTuple):
+    """What model.json says of a model."""
+
+    config: ModelConfig
+    condition: str
+    num_gist_tokens: int
+    template: str  # `PromptTemplate.name`
+
+
+def write_model(workdir: pathlib.Path, described: Description) -> None:
     """Writes model.json."""
+    config = described.config
     description = {
         "format": FORMAT,
         "family": config.family,
         "config": dataclasses.asdict(config),
-        "condition": condition,
-        "num_gist_tokens": num_gist_tokens,
+        "condition": described.condition,
+        "num_gist_tokens": described.num_gist_tokens,
+        "template": described.template,
     }
     write_json(workdir / MODEL, description)
 
 
-def read_model(workdir: pathlib.Path) -> tuple[ModelConfig, str, int]:
-    """Reads model.json: shape of the model, condition, number of gist tokens.
+def read_model(workdir: pathlib.Path) -> Description:
+    """Reads model.json.
 
     Raises:
       UserError: if there is none, it lacks something, or a newer version has written it.
@@ -60,7 +71,8 @@ def read_model(workdir: pathlib.Path) -> tuple[ModelConfig, str, int]:
         )
     try:
         config = registry.FAMILIES[description["family"]].config(**description["config"])
-        return config, description["condition"], description["num_gist_tokens"]
+        given = description["condition"], description["num_gist_tokens"]
+        return Description(config, *given, description.get("template", "paper"))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} describes no model: {shortened(error)}") from None
 
@@ -114,7 +126,7 @@ def read_params(workdir: pathlib.Path) -> tuple[Params, int]:
     """
     from orbax.checkpoint import v1 as ocp
 
-    config, _, _ = read_model(workdir)
+    config = read_model(workdir).config
     directory = workdir / CHECKPOINTS
     metric = read_json(workdir / CONFIG).get("checkpoint", {}).get("metric", "")
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -29,6 +29,7 @@ TESTS = pathlib.Path(__file__).parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 # Of commands that tests start, too: no test writes into the user's own cache.
+os.environ["XDG_CACHE_HOME"] = str(TESTS.parent / ".cache" / "user")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(TESTS.parent / ".cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])

@@ -88,3 +88,56 @@ def test_packed_rows_hold_the_same_examples(start):
                 assert found[0][:-1] == tokens[1:]
             else:
                 assert tuple(packed["decoder_tokens"][row][kept]) == (start, *found[0][:-1])
+
+
+@pytest.mark.parametrize("start", [None, 0])
+def test_buckets_shorten_batches_of_short_examples(start):
+    sizes = dict(batch_size=4, max_length=64, max_output_length=24, start=start)
+    source = [instructions.Corpus("train")[i] for i in range(128)]
+    stream = batches_of(source, **sizes, buckets=(8, 24, 28), seed=2)
+    lengths, padding, seen, states = [], [], [], []
+    for _ in range(32):  # two windows, which are the epoch
+        states.append(stream.get_state())
+        batch = next(stream)
+        lengths.append(batch["tokens"].shape[1])
+        padding.append((batch["segment"] == 0).mean())
+        seen += [
+            tuple(row[kept > 0]) for row, kept in zip(batch["tokens"], batch["segment"], strict=True)
+        ]
+        longest = (batch["segment"] > 0).sum(axis=1).max()
+        assert lengths[-1] == min(x for x in (8, 24, 28, 64) if x >= longest)
+        if start is not None:
+            assert batch["targets"].shape[1] in (8, 24)
+    assert {24, 28} <= set(lengths) and lengths != sorted(lengths)
+    single = batches_of(source, **sizes)
+    whole = [
+        tuple(r[k > 0])
+        for b in (next(single) for _ in range(32))
+        for r, k in zip(b["tokens"], b["segment"], strict=True)
+    ]
+    assert sorted(seen) == sorted(whole)  # every example once
+    assert np.mean(padding) < 0.25  # of rows of 64 it would be 0.6
+    again = batches_of(source, **sizes, buckets=(8, 24, 28), seed=2, rows=np.array([1, 3]))
+    again.set_state(states[21])  # in the middle of a window, for some of the rows
+    np.testing.assert_array_equal(next(again)["tokens"], _nth(source, sizes, 21)["tokens"][[1, 3]])
+
+
+def _nth(source, sizes, n):
+    stream = batches_of(source, **sizes, buckets=(8, 24, 28), seed=2)
+    return [next(stream) for _ in range(n + 1)][n]
+
+
+@pytest.mark.parametrize("settings", [dict(pack=True), dict(pack=False), dict(buckets=(24,))])
+def test_worker_processes_make_the_same_batches(settings):
+    sizes = dict(batch_size=4, max_length=64, seed=1, **settings)
+    source = instructions.Corpus("train")
+    ours, theirs = batches_of(source, **sizes), batches_of(source, **sizes, workers=2)
+    for _ in range(20):
+        batch, expected = next(theirs), next(ours)
+        for name, x in batch.items():
+            np.testing.assert_array_equal(x, expected[name])
+    state = theirs.get_state()
+    expected = next(theirs)
+    again = batches_of(source, **sizes, workers=2)
+    again.set_state(state)
+    np.testing.assert_array_equal(next(again)["tokens"], expected["tokens"])

@@ -53,6 +53,7 @@ def test_export_then_import(name, dtype, tmp_path):
         "num_gist_tokens": 2,
         "gist_token_id": 260,
         "condition": "gist",
+        "template": "paper",
     }
     again = checkpoint.load(dtype)
     assert jax.tree.structure(again) == jax.tree.structure(params)

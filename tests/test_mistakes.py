@@ -170,6 +170,10 @@ def test_mistakes_with_models(tmp_path, workdir, monkeypatch, capsys):
     ("field", "value", "sentence"),
     [
         ("num_gist_tokens", 0, "config.num_gist_tokens must be at least 1, but is 0"),
+        ("data.template", "chats", "config.data.template is .chats. but must be one of paper, chat"),
+        ("data.template", "chat", "the tokenizer has no chat template"),
+        ("data.buckets", (600,), "config.data.buckets is .600,. but must be lengths below"),
+        ("data.workers", -1, "config.data.workers must not be negative"),
         ("condition", "gits", "config.condition is 'gits' but must be one of gist"),
         ("data.batch_size", 6, "a batch of 6 rows in 1 microbatch.* does not divide over the 8 devices"),
         ("mesh.fsdp", 3, "does not fit the 8 devices"),

@@ -1,5 +1,6 @@
 """Losses do not depend on packing; a stopped run resumes exactly."""
 
+import functools
 import json
 import pathlib
 
@@ -22,10 +23,11 @@ from gist_jax.training.step import StepConfig, summed_loss, train_step
 from gist_jax.workdir import CHECKPOINTS, TOKENIZER, read_metrics, read_params
 
 
-def test_packing_does_not_change_the_loss(tiny):
-    """The same examples, one a row and all in one row."""
+def test_packing_and_padding_do_not_change_the_gradient(tiny):
+    """The same examples, one a row, in longer rows, and all in one row."""
     config, params = tiny
     batch = random_batch(config, rows=3)
+    longer = {name: np.pad(x, ((0, 0), (0, 11))) for name, x in batch.items()}
     numbered, packed = {**batch}, {}
     for segment in ("segment", "decoder_segment"):
         if segment in batch:
@@ -33,11 +35,16 @@ def test_packing_does_not_change_the_loss(tiny):
     for name, x in numbered.items():
         segment = "decoder_segment" if x.shape == batch["weights"].shape else "segment"
         packed[name] = x[batch.get(segment, batch["segment"]) > 0][None]
-    loss = jax.jit(summed_loss, static_argnums=(1, 2))
+    gradient = jax.jit(jax.value_and_grad(summed_loss), static_argnums=(1, 2))
     for condition in ("gist", "pos_control", "neg_control"):
         step_config = StepConfig(condition, GIST)
-        one_a_row, all_in_one = (loss(params, config, step_config, x) for x in (batch, packed))
-        np.testing.assert_allclose(one_a_row, all_in_one, rtol=1e-5)
+        loss, gradients = gradient(params, config, step_config, batch)
+        largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradients))
+        for others in (longer, packed):
+            same, same_gradients = gradient(params, config, step_config, others)
+            np.testing.assert_allclose(same, loss, rtol=1e-5)
+            close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5 * largest)
+            jax.tree.map(close, same_gradients, gradients)
 
 
 def test_loss_counts_output_tokens_only(tiny):
@@ -155,6 +162,33 @@ def test_another_config_in_the_same_workdir_is_refused(undisturbed):
     config.optimizer.learning_rate = 0.5
     with pytest.raises(ValueError, match="holds a run whose config.optimizer.learning_rate is 0.01"):
         prepare(config, undisturbed)
+
+
+def test_a_run_of_files_resumes_without_the_cache_and_not_with_other_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    records = [{"instruction": f"say {i}", "input": "x", "output": f"{i}"} for i in range(40)]
+    data = tmp_path / "train.json"
+    data.write_text(json.dumps(records))
+    config = quick.get_config()
+    config.data.update(source=str(data), tokenizer="bpe:300", buckets=(24, 32))
+    config.checkpoint.metric = "none"
+
+    def stop(params, step):
+        raise InterruptedError
+
+    config.evaluation.every = 5
+    with pytest.raises(InterruptedError):
+        loop.train(prepare(config, tmp_path / "run"), stop)
+    data.write_text(json.dumps(records).replace("say 39", "say 3"))
+    with pytest.raises(ValueError, match="changed since the run .* is [0-9a-f]{16}, not [0-9a-f]{16};"):
+        prepare(config, tmp_path / "run")
+    data.write_text(json.dumps(records))
+    config.data.cache, config.evaluation.every = False, 0
+    loop.train(prepare(config, tmp_path / "run"))
+    config.data.cache = True
+    loop.train(prepare(config, tmp_path / "other"))
+    assert losses(tmp_path / "run") == losses(tmp_path / "other")
+    assert all(0 <= line["padding"] < 0.5 for line in read_metrics(tmp_path / "run") if "loss" in line)
 
 
 def test_a_run_resumes_with_another_mesh(undisturbed, tmp_path):

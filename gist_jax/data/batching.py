@@ -1,95 +1,20 @@
 """Examples to fixed-shape training batches, through Grain."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from gist_jax.data.prompt_template import PromptTemplate
-from gist_jax.data.sources import Example, Examples
+from gist_jax.data.rows import Batch, Encode, Pad, make_row, row_lengths
+from gist_jax.data.sources import Examples, Mixture
+from gist_jax.data.token_cache import TokenCache
 
-Batch = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderOnlyExample(grain.transforms.Map):
-    """Turns an example into one sequence, in which the output continues the prompt.
-
-    {instruction: "Add tea.", input: "cup", output: "cup tea"} ->
-        tokens   <s> Instruction : Add tea . <GIST> Input : cup Output : cup tea
-        targets  Instruction : Add tea . <GIST> Input : cup Output : cup tea </s>
-        weights  0   0           0 0   0   0 0      0     0 0   0      1 1   1
-
-    Gives tokens and targets, int32 `[T]`, and weights, float32 `[T]`: 1 where the target belongs to
-    the output, the only place where there is a loss; T is at most `max_length`. In an example that is
-    too long the prompt is cut (see `PromptTemplate.prompt_ids`), down to half of the length, and then
-    the output.
-    """
-
-    template: PromptTemplate
-    max_length: int
-
-    def map(self, example: Example) -> Batch:
-        length = self.max_length + 1  # the last id is only a target
-        output = self.template.output_ids(example["output"])
-        room = max(length - len(output), length // 2)
-        prompt = self.template.prompt_ids(example["instruction"], example["input"], room)
-        ids = (prompt + output)[:length]
-        weights = np.zeros(len(ids), np.float32)
-        weights[len(prompt) :] = 1
-        row = np.asarray(ids, np.int32)
-        return {"tokens": row[:-1], "targets": row[1:], "weights": weights[1:]}
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderDecoderExample(grain.transforms.Map):
-    """Turns an example into two sequences, one for the encoder and one for the decoder.
-
-    {instruction: "Add tea.", input: "cup", output: "cup tea"} ->
-        tokens          Instruction : Add tea. ▁ <GIST> Input : cup </s>
-        decoder_tokens  <pad> cup tea
-        targets         cup tea </s>
-        weights         1 1 1
-
-    Gives tokens, int32 `[T]`; decoder_tokens and targets, int32 `[S]`, the first being the second
-    shifted by the start token; and weights, float32 `[S]`, all 1. Either is cut where it is too long,
-    as the published pipeline does it: an end of sequence comes last in every case.
-    """
-
-    template: PromptTemplate
-    max_length: int
-    max_output_length: int
-
-    def map(self, example: Example) -> Batch:
-        template = self.template
-        prompt = template.prompt_ids(example["instruction"], example["input"], self.max_length)
-        output = template.output_ids(example["output"], self.max_output_length)
-        return {
-            "tokens": np.asarray(prompt, np.int32),
-            "decoder_tokens": np.asarray([template.decoder_start_token, *output[:-1]], np.int32),
-            "targets": np.asarray(output, np.int32),
-            "weights": np.ones(len(output), np.float32),
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class Pad(grain.transforms.Map):
-    """Pads an example at the end, and says where its tokens are, as packing does.
-
-    {tokens: [5, 6]} -> {tokens: [5, 6, pad], tokens_segment_ids: [1, 1, 0]} where 3 are wanted.
-    """
-
-    lengths: dict[str, int]
-    pad_id: int
-
-    def map(self, example: Batch) -> Batch:
-        padded = {}
-        for name, x in example.items():
-            room = self.lengths[name] - len(x)
-            padded[name] = np.pad(x, (0, room), constant_values=0 if name == "weights" else self.pad_id)
-            padded[f"{name}_segment_ids"] = np.pad(np.ones(len(x), np.int32), (0, room))
-        return padded
+WINDOW = 16  # batches whose examples are sorted by length together
+CHUNK = 64  # examples that a worker process hands over at a time
 
 
 def _named(batch: dict[str, np.ndarray]) -> Batch:
@@ -116,16 +41,60 @@ class _Rows(grain.MapDataset):
         return self._parent[batch * self._batch_size + int(self._rows[row])]
 
 
-def row_lengths(is_encoder_decoder: bool, max_length: int, max_output_length: int) -> dict[str, int]:
-    """The length of every field of a row, see `training_batches`."""
-    if not is_encoder_decoder:
-        return dict.fromkeys(("tokens", "segment", "targets", "weights"), max_length)
-    of_output = ("decoder_tokens", "decoder_segment", "targets", "weights")
-    return {"tokens": max_length, "segment": max_length, **dict.fromkeys(of_output, max_output_length)}
+@dataclasses.dataclass(frozen=True)
+class _Bucketed(grain.experimental.FlatMapTransform):
+    """Batches of the examples of a window, each padded to the shortest bucket that holds them.
+
+    The examples of a batch are of similar lengths, so that little is padded; the batches of a window
+    come in a random order.
+    """
+
+    lengths: dict[str, int]  # of the fields of a row, the longest there are
+    buckets: Sequence[int]
+    batch_size: int
+    pad_id: int
+    max_fan_out: int = WINDOW
+
+    def flat_map(self, element: list[Batch]) -> list[Batch]:
+        ordered = sorted(element, key=lambda row: len(row["tokens"]))
+        count = len(ordered) // self.batch_size
+        chosen = np.random.default_rng(int(sum(row["tokens"].sum() for row in element)))
+        return [
+            self._batch(ordered[i * self.batch_size : (i + 1) * self.batch_size])
+            for i in chosen.permutation(count)
+        ]
+
+    def _batch(self, rows: list[Batch]) -> Batch:
+        lengths = {}
+        for name, longest in self.lengths.items():
+            needed = max(len(row[name]) for row in rows)
+            lengths[name] = min([x for x in self.buckets if needed <= x < longest], default=longest)
+        padded = [Pad(lengths, self.pad_id).map(row) for row in rows]
+        return _named({name: np.stack([row[name] for row in padded]) for name in padded[0]})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unchunk(grain.experimental.FlatMapTransform):
+    max_fan_out: int = CHUNK
+
+    def flat_map(self, element: list[Batch]) -> list[Batch]:
+        return element
+
+
+def _encoded(examples: Examples | TokenCache, template: PromptTemplate, seed: int) -> grain.MapDataset:
+    """An endless, shuffled stream of `EncodedExample`; a mixture draws its parts in proportion.
+
+    Of any so many examples of a mixture each part has its share, to less than one example.
+    """
+    if isinstance(examples, Mixture):
+        parts = [_encoded(part, template, seed + i) for i, part in enumerate(examples.parts)]
+        return grain.MapDataset.mix(parts, examples.weights)
+    dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
+    return dataset if isinstance(examples, TokenCache) else dataset.map(Encode(template))
 
 
 def training_batches(
-    examples: Examples,
+    examples: Examples | TokenCache,
     template: PromptTemplate,
     *,
     batch_size: int,
@@ -133,6 +102,8 @@ def training_batches(
     max_output_length: int,
     pack: bool,
     seed: int,
+    buckets: Sequence[int] = (),
+    workers: int = 0,
     rows: np.ndarray | None = None,
 ) -> grain.DatasetIterator:
     """An endless, shuffled, checkpointable stream of batches.
@@ -144,31 +115,47 @@ def training_batches(
     one example a row, so that `batch_size` counts examples.
 
     Args:
+      buckets: shorter lengths that the rows of a batch may have, where its examples are short.
+      workers: processes that tokenize; 0: this one.
       rows: which rows of every batch this process needs; all by default. Packed rows depend on all
-        examples before them, so each process packs whole batches.
+        examples before them, and bucketed ones on those of their window, so each process makes whole
+        batches then.
 
     The iterator's `get_state` and `set_state` make a stream resume exactly where it was, with the same
     or other rows.
     """
-
     rows = np.arange(batch_size) if rows is None else rows
-    tokenize: grain.transforms.Map = DecoderOnlyExample(template, max_length)
-    if template.is_encoder_decoder:
-        tokenize = EncoderDecoderExample(template, max_length, max_output_length)
     lengths = row_lengths(template.is_encoder_decoder, max_length, max_output_length)
     lengths = {name: n for name, n in lengths.items() if not name.endswith("segment")}
-    dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat().map(tokenize)
-    if pack:
-        packed = grain.experimental.FirstFitPackIterDataset(
-            # To hand small examples over from a thread takes longer than to tokenize them.
-            dataset.to_iter_dataset(grain.ReadOptions(num_threads=0)),
-            length_struct=lengths,
-            num_packing_bins=batch_size,
-        )
-        batches = packed.batch(batch_size, drop_remainder=True).map(_named)
-        return iter(batches.map(lambda batch: {name: x[rows] for name, x in batch.items()}))
-    padded = _Rows(dataset.map(Pad(lengths, template.tokenizer.pad_id)), batch_size, rows)
-    padded = padded.batch(len(rows), drop_remainder=True)
+    dataset = _encoded(examples, template, seed).map(make_row(template, max_length, max_output_length))
+    pad_id = template.tokenizer.pad_id
+
+    def of_workers(dataset: grain.IterDataset) -> grain.IterDataset:
+        if not workers:
+            return dataset
+        if not flags.FLAGS.is_parsed():  # grain looks at its own
+            flags.FLAGS.mark_as_parsed()
+        return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+
     # One thread prefetches. Tokenizing is Python: more threads would only contend for its lock.
     one_thread = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-    return iter(padded.map(_named).to_iter_dataset(one_thread))
+    # To hand small examples over from a thread takes longer than to tokenize them.
+    no_thread = grain.ReadOptions(num_threads=0)
+    if not pack and not buckets:
+        padded = _Rows(dataset.map(Pad(lengths, pad_id)), batch_size, rows)
+        padded = padded.batch(len(rows), drop_remainder=True)
+        return iter(of_workers(padded.map(_named).to_iter_dataset(one_thread)))
+    if pack:
+        singles = dataset.to_iter_dataset(no_thread)
+        if workers:
+            chunks = dataset.batch(CHUNK, batch_fn=list).to_iter_dataset(one_thread)
+            singles = grain.experimental.FlatMapIterDataset(of_workers(chunks), _Unchunk())
+        packed = grain.experimental.FirstFitPackIterDataset(
+            singles, length_struct=lengths, num_packing_bins=batch_size
+        )
+        batches = packed.batch(batch_size, drop_remainder=True).map(_named)
+    else:
+        windows = dataset.batch(WINDOW * batch_size, batch_fn=list).to_iter_dataset(one_thread)
+        bucketed = _Bucketed(lengths, tuple(buckets), batch_size, pad_id)
+        batches = grain.experimental.FlatMapIterDataset(of_workers(windows), bucketed)
+    return iter(batches.map(lambda batch: {name: x[rows] for name, x in batch.items()}))

@@ -1,4 +1,6 @@
-"""The prompt form of the paper, as token ids.
+"""Prompts as token ids: in the form of the paper, or by the tokenizer's chat template.
+
+The paper's:
 
     decoder-only     <s> Instruction: … <GIST> … Input: … \\n Output:      … </s>
     encoder-decoder      Instruction: … ▁ <GIST> … Input: … </s>           … </s>
@@ -8,13 +10,23 @@ nothing, and T5's the one before the gist tokens, as a lone ▁. So the text bef
 output is tokenized by itself: what follows the gist tokens never depends on the instruction, which is
 what lets caches be reused. For T5 it decodes and encodes a prompt once more, which loses the white space
 before punctuation and contractions.
+
+Of a chat the instruction is the system message, and the gist tokens stand where it ends:
+
+    <|im_start|>system … <GIST> … <|im_end|> <|im_start|>user … <|im_end|> <|im_start|>assistant …
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from gist_jax.data.chat_template import ChatTemplate, Segments
+from gist_jax.data.fields import Example
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
 from gist_jax.models.config import ModelConfig, T5Config
+
+PAPER, CHAT = "paper", "chat"
 
 # Before these the decoder of that day's transformers removed spaces, in this order.
 UNSPACED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
@@ -31,6 +43,15 @@ def clean_up_tokenization_spaces(text: str) -> str:
     return text
 
 
+class EncodedExample(NamedTuple):
+    """The ids of an example's parts, for any number of gist tokens and any length."""
+
+    instruction: Sequence[int]  # up to where the gist tokens stand
+    input: Sequence[int]  # from behind them to where the output begins
+    output: Sequence[int]  # with the end of sequence
+    own: int  # so many ids of `input` come before what asks for the output
+
+
 @dataclasses.dataclass(frozen=True)
 class PromptTemplate:
     """How the prompts of a model are written."""
@@ -39,14 +60,34 @@ class PromptTemplate:
     num_gist_tokens: int
     # What the decoder of an encoder-decoder reads first; None if the output continues the prompt.
     decoder_start_token: int | None = None
+    chat: ChatTemplate | None = None  # in place of the paper's form
 
     @classmethod
     def of_model(
-        cls, config: ModelConfig, tokenizer: Tokenizer, num_gist_tokens: int
+        cls, config: ModelConfig, tokenizer: Tokenizer, num_gist_tokens: int, kind: str = PAPER
     ) -> "PromptTemplate":
-        """The template of a model."""
+        """The template of a model.
+
+        Args:
+          kind: "paper", "chat", or a `name`.
+
+        Raises:
+          UserError: if the tokenizer has no chat template, or another than the one that is named.
+        """
         start = config.decoder_start_token if isinstance(config, T5Config) else None
-        return cls(tokenizer, num_gist_tokens, start)
+        if kind == PAPER:
+            return cls(tokenizer, num_gist_tokens, start)
+        if start is not None:
+            raise UserError("data.template is 'chat', but an encoder-decoder has no chat template")
+        chat = ChatTemplate.of_tokenizer(tokenizer)
+        if kind not in (CHAT, chat.name):
+            raise UserError(f"the tokenizer's chat template is {chat.name}, not {kind}")
+        return cls(tokenizer, num_gist_tokens, chat=chat)
+
+    @property
+    def name(self) -> str:
+        """What model.json and gist caches say of it: "paper", or "chat-" and a hash."""
+        return PAPER if self.chat is None else self.chat.name
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -63,51 +104,107 @@ class PromptTemplate:
         Raises:
           ValueError: if the instruction is empty.
         """
-        if not instruction.strip():
-            raise UserError("the instruction is empty: there is nothing to compress")
-        tokenizer = self.tokenizer
-        ids = self._encode(f"Instruction: {instruction}".rstrip())
-        gists = [tokenizer.gist_id] * self.num_gist_tokens
-        if not self.is_encoder_decoder:
-            if tokenizer.bos_id is not None:
-                ids = [tokenizer.bos_id, *ids]
-        elif tokenizer.space_id is not None:
-            gists = [tokenizer.space_id, *gists]
-        if max_length is not None:
-            ids = ids[: max(max_length - len(gists), 0)]
-        return ids + gists
+        return self._with_gists(self._ids(self._instruction(instruction)), max_length)
 
     def input_ids(self, text: str) -> list[int]:
         """Ids of what follows the gist tokens, up to where the output begins."""
-        if self.is_encoder_decoder:
-            return [*self._input_text_ids(text), self.tokenizer.eos_id]
-        return self.tokenizer.encode(f"Input: {text}\nOutput:" if text.strip() else "Output:")
+        return self._ids(self._input(text)[0])
 
-    def _input_text_ids(self, text: str) -> list[int]:
-        return self._encode(f"Input: {text}") if text.strip() else []
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(
-            clean_up_tokenization_spaces(text) if self.is_encoder_decoder else text
-        )
+    def output_ids(self, text: str, max_length: int | None = None) -> list[int]:
+        """Ids of the output, at most `max_length`, which end with the end of sequence."""
+        return self.cut_output(self._ids(self._output(text)), max_length)
 
     def prompt_ids(self, instruction: str, text: str, max_length: int) -> list[int]:
-        """Ids of a whole prompt, at most `max_length`.
+        """Ids of a whole prompt, at most `max_length`, cut as `prompt` cuts it."""
+        example = {"instruction": instruction, "input": text, "output": ""}
+        return self.prompt(self.encode_one(example), max_length)
+
+    def encode_one(self, example: Example) -> EncodedExample:
+        """The ids of an example."""
+        whole, own = self._input(example["input"])
+        instruction, output = self._instruction(example["instruction"]), self._output(example["output"])
+        return EncodedExample(
+            self._ids(instruction), self._ids(whole), self._ids(output), len(self._ids(own))
+        )
+
+    def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
+        """The ids of examples, many at a time: tokenizers are faster so, and use all cores."""
+        segments: list[Segments] = []
+        for example in examples:
+            whole, own = self._input(example["input"])
+            segments += [self._instruction(example["instruction"]), whole]
+            segments += [self._output(example["output"]), own]
+        texts = [part for segment in segments for part in segment if isinstance(part, str)]
+        encoded = iter(self.tokenizer.encode_batch(texts))
+        ids = [
+            [i for part in segment for i in (next(encoded) if isinstance(part, str) else (part,))]
+            for segment in segments
+        ]
+        parts = (ids[n : n + 4] for n in range(0, len(ids), 4))
+        return [EncodedExample(a, b, c, own=len(d)) for a, b, c, d in parts]
+
+    def prompt(self, example: EncodedExample, max_length: int) -> list[int]:
+        """Ids of an example's prompt with gist tokens, at most `max_length`.
 
         Where there are too many, the end of the input goes first, then that of the instruction. The
         gist tokens and what asks for the output stay.
         """
-        head, rest = self.instruction_ids(instruction), self.input_ids(text)
+        head, rest = self._with_gists(example.instruction), list(example.input)
         if len(head) + len(rest) <= max_length:
             return head + rest
         # What follows the input's own text: the line break and "Output:", or the end of sequence.
-        split = len(self._input_text_ids(text))
-        asking = rest[split:]
-        head = self.instruction_ids(instruction, max_length - len(asking))
+        asking = rest[example.own :]
+        head = self._with_gists(example.instruction, max_length - len(asking))
         room = max(max_length - len(head) - len(asking), 0)
-        return head + rest[: min(room, split)] + asking
+        return head + rest[: min(room, example.own)] + asking
 
-    def output_ids(self, text: str, max_length: int | None = None) -> list[int]:
-        """Ids of the output, at most `max_length`, which end with the end of sequence."""
-        cut = None if max_length is None else max_length - 1
-        return [*self.tokenizer.encode(text)[:cut], self.tokenizer.eos_id]
+    def prompt_length(self, instruction_length: int, input_length: int) -> int:
+        """The length of a prompt that is not cut."""
+        return instruction_length + len(self._gists) + input_length
+
+    def cut_output(self, ids: Sequence[int], max_length: int | None = None) -> list[int]:
+        """Ids of an output, at most `max_length`: the end of sequence stays."""
+        if max_length is None or len(ids) <= max_length:
+            return list(ids)
+        return [*ids[: max_length - 1], self.tokenizer.eos_id]
+
+    @property
+    def _gists(self) -> list[int]:
+        gists = [self.tokenizer.gist_id] * self.num_gist_tokens
+        if self.is_encoder_decoder and self.tokenizer.space_id is not None:
+            return [self.tokenizer.space_id, *gists]
+        return gists
+
+    def _with_gists(self, ids: Sequence[int], max_length: int | None = None) -> list[int]:
+        gists = self._gists
+        if max_length is not None:
+            ids = ids[: max(max_length - len(gists), 0)]
+        return [*ids, *gists]
+
+    def _instruction(self, instruction: str) -> Segments:
+        if not instruction.strip():
+            raise UserError("the instruction is empty: there is nothing to compress")
+        if self.chat is not None:
+            return self.chat.instruction(instruction)
+        text = self._cleaned(f"Instruction: {instruction}".rstrip())
+        bos = None if self.is_encoder_decoder else self.tokenizer.bos_id
+        return [text] if bos is None else [bos, text]
+
+    def _input(self, text: str) -> tuple[Segments, Segments]:
+        """What follows the gist tokens, and what of that comes before what asks for the output."""
+        if self.chat is not None:
+            return self.chat.input(text)
+        own: Segments = [self._cleaned(f"Input: {text}")] if text.strip() else []
+        if self.is_encoder_decoder:
+            return [*own, self.tokenizer.eos_id], own
+        return [f"Input: {text}\nOutput:" if own else "Output:"], own
+
+    def _output(self, text: str) -> Segments:
+        return [text, self.tokenizer.eos_id]
+
+    def _cleaned(self, text: str) -> str:
+        return clean_up_tokenization_spaces(text) if self.is_encoder_decoder else text
+
+    def _ids(self, segments: Segments) -> list[int]:
+        encode = self.tokenizer.encode
+        return [i for part in segments for i in (encode(part) if isinstance(part, str) else (part,))]

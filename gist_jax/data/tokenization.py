@@ -16,13 +16,19 @@ from gist_jax.errors import UserError, shortened
 GIST = "<GIST>"
 SPACE = "▁"
 # The SentencePiece file of T5 goes with sentinel ids after its pieces, which it does not contain.
+CHAT_TEMPLATE = "chat_template.jinja"
 T5_FILE, T5_EXTRA_IDS = "spiece.model", 100
 # Of tokenizers made here, and of a tokenizer.json that names none.
 SPECIAL_TOKENS: dict[str, str | None] = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
 class _Backend(Protocol):
+    special_tokens: dict[str, str | None]
+    chat_template: str | None
+
     def encode(self, text: str) -> list[int]: ...
+    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+    def special_ids(self) -> dict[str, int]: ...
     def decode(self, ids: list[int]) -> str: ...
     def save(self, directory: pathlib.Path) -> None: ...
     def serialized(self) -> bytes: ...
@@ -31,8 +37,14 @@ class _Backend(Protocol):
 class _JsonBackend:
     """A tokenizer.json of the `tokenizers` library."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, special_tokens: dict[str, str | None]):
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        special_tokens: dict[str, str | None],
+        chat_template: str | None,
+    ):
         self.tokenizer, self.special_tokens = tokenizer, special_tokens
+        self.chat_template = chat_template
         tokenizer.add_special_tokens([GIST])
         # A user's text that happens to contain "<GIST>" or "</s>" is text, not a special token.
         tokenizer.encode_special_tokens = True
@@ -41,6 +53,13 @@ class _JsonBackend:
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def special_ids(self) -> dict[str, int]:
+        added = self.tokenizer.get_added_tokens_decoder()
+        return {token.content: number for number, token in added.items() if token.special}
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -52,10 +71,15 @@ class _JsonBackend:
         self.tokenizer.save(str(directory / "tokenizer.json"))
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special_tokens}
         (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+        if self.chat_template is not None:
+            (directory / CHAT_TEMPLATE).write_text(self.chat_template, encoding="utf-8")
 
 
 class _SentencePieceBackend:
     """A SentencePiece .model file."""
+
+    special_tokens: dict[str, str | None] = {}
+    chat_template: str | None = None
 
     def __init__(self, path: pathlib.Path):
         self.path, self.is_t5 = path, path.name == T5_FILE
@@ -64,6 +88,12 @@ class _SentencePieceBackend:
 
     def encode(self, text: str) -> list[int]:
         return self.processor.encode(text)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return self.processor.encode(texts, num_threads=-1)
+
+    def special_ids(self) -> dict[str, int]:
+        return {}
 
     def decode(self, ids: list[int]) -> str:
         size, unknown = self.processor.get_piece_size(), self.processor.unk_id()
@@ -105,6 +135,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, without special tokens."""
         return self.backend.encode(text)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Ids of many plain texts, on all cores."""
+        return self.backend.encode_batch(texts)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids up to the first end of sequence, special tokens left out."""
@@ -171,7 +205,7 @@ def _load_json(path: pathlib.Path) -> Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"cannot read the tokenizer {path}: {shortened(error)}") from None
-    return from_tokenizers(tokenizer, _special_tokens(path.parent))
+    return from_tokenizers(tokenizer, _special_tokens(path.parent), _chat_template(path.parent))
 
 
 def _load_converted(directory: pathlib.Path) -> Tokenizer:
@@ -183,7 +217,7 @@ def _load_converted(directory: pathlib.Path) -> Tokenizer:
     except Exception as error:  # of many kinds
         raise UserError(f"{directory} holds no tokenizer: {shortened(error)}") from None
     named = {name: getattr(converted, name) for name in SPECIAL_TOKENS}
-    return from_tokenizers(converted.backend_tokenizer, named)
+    return from_tokenizers(converted.backend_tokenizer, named, converted.chat_template)
 
 
 def _special_tokens(directory: pathlib.Path) -> dict[str, str | None]:
@@ -198,17 +232,34 @@ def _special_tokens(directory: pathlib.Path) -> dict[str, str | None]:
     return named
 
 
-def from_tokenizers(tokenizer: tokenizers.Tokenizer, special_tokens: dict[str, str | None]) -> Tokenizer:
+def _chat_template(directory: pathlib.Path) -> str | None:
+    """The chat template beside a tokenizer.json: a file of its own, or a field of its config."""
+    if (directory / CHAT_TEMPLATE).exists():
+        return (directory / CHAT_TEMPLATE).read_text(encoding="utf-8")
+    if not (directory / "tokenizer_config.json").exists():
+        return None
+    found = json.loads((directory / "tokenizer_config.json").read_text()).get("chat_template")
+    if isinstance(found, list):  # several, by name
+        found = next((one["template"] for one in found if one.get("name") == "default"), None)
+    return found
+
+
+def from_tokenizers(
+    tokenizer: tokenizers.Tokenizer,
+    special_tokens: dict[str, str | None],
+    chat_template: str | None = None,
+) -> Tokenizer:
     """Wraps a tokenizer of the `tokenizers` library, adding `<GIST>` if it has none.
 
     Args:
       tokenizer: is changed.
       special_tokens: text of bos_token, eos_token and pad_token; None for one that does not exist.
+      chat_template: in Jinja, see `gist_jax.data.chat_template`.
 
     Raises:
       ValueError: if the end of sequence is not in the vocabulary.
     """
-    backend = _JsonBackend(tokenizer, special_tokens)
+    backend = _JsonBackend(tokenizer, special_tokens, chat_template)
     bos, eos, pad = (
         tokenizer.token_to_id(special_tokens.get(name) or "")
         for name in ("bos_token", "eos_token", "pad_token")

@@ -86,6 +86,7 @@ def evaluator(run: Run) -> Evaluate:
             run.template.tokenizer,
             num_gist_tokens=run.config.num_gist_tokens,
             condition=run.config.condition,
+            template=run.template.name,
             dtype=run.config.dtype,
             param_shardings=shardings,
             mesh=mesh,

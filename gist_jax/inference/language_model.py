@@ -72,6 +72,7 @@ class LanguageModel:
     tokenizer: Tokenizer
     num_gist_tokens: int
     condition: str  # the attention mask the model was trained with
+    template_name: str = "paper"  # of how prompts are written, see `PromptTemplate.name`
     mesh: Mesh | None = None  # of the devices that share the rows of a batch; None: one device
 
     @classmethod
@@ -83,6 +84,7 @@ class LanguageModel:
         *,
         num_gist_tokens: int,
         condition: str = "gist",
+        template: str = "paper",
         dtype: str = "float32",
         param_shardings: Any = None,
         mesh: Mesh | None = None,
@@ -95,12 +97,13 @@ class LanguageModel:
         """
         cast = jax.jit(_for_inference, static_argnames="dtype", out_shardings=param_shardings)
         params = cast(params, dtype=dtype)
-        return cls(config, params, tokenizer, num_gist_tokens, condition, mesh)
+        return cls(config, params, tokenizer, num_gist_tokens, condition, template, mesh)
 
     @functools.cached_property
     def origin(self) -> Origin:
         """What this model's gist caches say of it; those of others are refused."""
-        return Origin(base_fingerprint(self.params, self.config), self.tokenizer.fingerprint())
+        base, tokenizer = base_fingerprint(self.params, self.config), self.tokenizer.fingerprint()
+        return Origin(base, tokenizer, template=self.template.name)
 
     @property
     def dtype(self) -> str:
@@ -115,14 +118,18 @@ class LanguageModel:
     def export(self, directory: str | pathlib.Path, dtype: str = "float32") -> None:
         """Writes a directory in Hugging Face format, see `gist_jax.interop.export`."""
         settings: dict[str, Any] = dict(
-            num_gist_tokens=self.num_gist_tokens, condition=self.condition, dtype=dtype
+            num_gist_tokens=self.num_gist_tokens,
+            condition=self.condition,
+            template=self.template.name,
+            dtype=dtype,
         )
         export(directory, self.params, self.config, self.tokenizer, **settings)
 
-    @property
+    @functools.cached_property
     def template(self) -> PromptTemplate:
         """How this model's prompts are written."""
-        return PromptTemplate.of_model(self.config, self.tokenizer, self.num_gist_tokens)
+        settings = self.tokenizer, self.num_gist_tokens, self.template_name
+        return PromptTemplate.of_model(self.config, *settings)
 
     def compress(self, instructions: Sequence[str]) -> GistCache:
         """Compresses instructions of any lengths in one batch.
@@ -257,6 +264,11 @@ class LanguageModel:
         made = gists.origin
         if made is None or (made.base, made.tokenizer) != (self.origin.base, self.origin.tokenizer):
             raise UserError("the gist cache was made by another model or tokenizer")
+        if made.template != self.origin.template:
+            raise UserError(
+                f"the gist cache is of a {made.template} prompt, but this model's are written "
+                f"as {self.origin.template}"
+            )
         if problem := self._misfit(gists):
             raise UserError(f"the gist cache does not fit the model: {problem}")
         if len(gists) not in (1, num_inputs):

@@ -23,13 +23,13 @@ def load(path: Path, *, dtype: str = "float32") -> LanguageModel:
         raise UserError(f"dtype must be {' or '.join(DTYPES)}, not {dtype!r}")
     directory = find(path)
     if (directory / MODEL).exists():
-        config, condition, num_gist_tokens = read_model(directory)
+        config, condition, num_gist_tokens, template = read_model(directory)
         tokenizer = load_tokenizer(directory / TOKENIZER)
         params, _ = read_params(directory)
     elif (directory / "config.json").exists():
         checkpoint = Checkpoint(directory)
         tokenizer = load_tokenizer(directory)
-        condition, num_gist_tokens = checkpoint.gist_settings(tokenizer)
+        condition, num_gist_tokens, template = checkpoint.gist_settings(tokenizer)
         config, params = checkpoint.config, checkpoint.load(dtype)
     else:
         raise UserError(f"{directory} holds neither a trained run nor a Hugging Face checkpoint")
@@ -39,5 +39,6 @@ def load(path: Path, *, dtype: str = "float32") -> LanguageModel:
         tokenizer,
         num_gist_tokens=num_gist_tokens,
         condition=condition,
+        template=template,
         dtype=dtype,
     )

@@ -31,6 +31,7 @@ def export(
     *,
     num_gist_tokens: int,
     condition: str,
+    template: str = "paper",
     dtype: str = "float32",
     shard_bytes: int = 2 << 30,
 ) -> None:
@@ -39,6 +40,7 @@ def export(
     Args:
       directory: appears whole or not at all.
       params: with stacked or unrolled layers, fetched from their devices one tensor at a time.
+      template: how its prompts are written, `PromptTemplate.name`.
       dtype: one of EXPORT_DTYPES.
       shard_bytes: of a file, at most; a single larger tensor has one of its own.
 
@@ -57,6 +59,7 @@ def export(
                 "num_gist_tokens": num_gist_tokens,
                 "gist_token_id": tokenizer.gist_id,
                 "condition": condition,
+                "template": template,
             }
         write_json(tmp / "config.json", fields)
         write_json(tmp / "generation_config.json", special)

@@ -111,8 +111,8 @@ class Checkpoint:
         """
         return "gist" in self.fields or self.config.vocab_size == tokenizer_size
 
-    def gist_settings(self, tokenizer: Tokenizer) -> tuple[str, int]:
-        """The condition the model was trained under, and its number of gist tokens.
+    def gist_settings(self, tokenizer: Tokenizer) -> tuple[str, int, str]:
+        """The condition the model was trained under, its number of gist tokens, and its template.
 
         What the config does not say is as in the published gist checkpoints, or, of a model that was
         never trained with a gist token, "pos_control" and 0.
@@ -129,7 +129,7 @@ class Checkpoint:
         num_gist_tokens = said.get("num_gist_tokens", num_gist_tokens)
         if condition not in CONDITIONS or type(num_gist_tokens) is not int or num_gist_tokens < 0:
             raise UserError(f"the field gist of config.json makes no sense: {shortened(said)}")
-        return condition, num_gist_tokens
+        return condition, num_gist_tokens, str(said.get("template", "paper"))
 
     def config_for(self, tokenizer: Tokenizer) -> ModelConfig:
         """The model's shape with room for the gist token of a tokenizer."""

@@ -8,6 +8,7 @@ import jax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from gist_jax.data.prompt_template import CHAT, PAPER
 from gist_jax.errors import UserError
 from gist_jax.gist import CONDITIONS
 from gist_jax.models.attention import IMPLEMENTATIONS
@@ -82,8 +83,10 @@ def default(model_family: str = "llama") -> ConfigDict:
             "remat": "none",  # none, dots or full: what is recomputed in the backward pass
             "data": {
                 # "instructions" (the embedded corpus), a directory with train.json and
-                # validation_*.json, or one file of records.
+                # validation_*.json, one file of records, hf:NAME, tfds:NAME, arrayrecord:GLOB, or a
+                # mixture of these with weights: see gist_jax/data/sources.py.
                 "source": "instructions",
+                "template": "paper",  # how prompts are written; or chat, by the tokenizer's template
                 # Directory or file of a tokenizer; "bpe:4096" trains one of 4096 entries on the
                 # training texts; empty: that of the checkpoint or of the embedded corpus.
                 "tokenizer": "",
@@ -91,6 +94,12 @@ def default(model_family: str = "llama") -> ConfigDict:
                 "max_length": 512,  # tokens per row; of an encoder-decoder, those of prompts
                 "max_output_length": 256,  # of an encoder-decoder: tokens per row of outputs
                 "pack": False,  # several examples in a row
+                # Shorter lengths of rows, for batches of short examples, such as (128, 256).
+                "buckets": (),
+                # Keep the ids of training examples on disk; False tokenizes again and again, for
+                # sources too large for that. The embedded corpus, which is endless, is never kept.
+                "cache": True,
+                "workers": 0,  # processes that make batches; 0: the one that trains
             },
             "optimizer": {
                 "name": "adamw",  # adamw or adafactor, which has no b1, b2, eps and moment_dtype
@@ -155,6 +164,7 @@ def validate(config: ConfigDict) -> None:
     _reject_unknown(config, default(family), "")
     one_of = {
         "condition": CONDITIONS,
+        "data.template": (PAPER, CHAT),
         "dtype": ("bfloat16", "float32"),
         "param_dtype": ("bfloat16", "float32"),
         "attention": IMPLEMENTATIONS,
@@ -188,7 +198,16 @@ def validate(config: ConfigDict) -> None:
     for name in positive:
         if not 0 < _field(config, name) < math.inf:  # nor NaN
             raise UserError(f"config.{name} must be above 0, but is {_field(config, name)}")
-    for name in ("optimizer.warmup_steps", "optimizer.weight_decay", "evaluation.every", "seed"):
+    buckets = tuple(config.data.buckets)
+    if any(type(x) is not int or not 0 < x < config.data.max_length for x in buckets):
+        raise UserError(
+            f"config.data.buckets is {buckets} but must be lengths below config.data.max_length "
+            f"({config.data.max_length})"
+        )
+    if buckets and config.data.pack:
+        raise UserError("give either config.data.pack or config.data.buckets: packed rows are full")
+    not_negative = ("optimizer.warmup_steps", "optimizer.weight_decay", "evaluation.every", "seed")
+    for name in (*not_negative, "data.workers"):
         if not 0 <= _field(config, name) < 2**31:
             raise UserError(f"config.{name} must not be negative, but is {_field(config, name)}")
     for name in ("optimizer.b1", "optimizer.b2", "dropout"):

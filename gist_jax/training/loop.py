@@ -21,6 +21,8 @@ from gist_jax.training.run import Run
 from gist_jax.training.step import TrainState
 from gist_jax.workdir import CHECKPOINTS
 
+# The fields of a batch that say where its tokens are; the rest is padding.
+SEGMENTS = ("segment", "decoder_segment")
 # Parameters and their step -> metrics by name, such as "validation_seen/rougeL".
 Evaluate = Callable[[Params, int], dict[str, float]]
 
@@ -45,12 +47,14 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
     config, program = run.config, run.program
     rows = local_rows(program.batch_sharding, config.data.batch_size)
     batches = training_batches(
-        run.splits["train"],
+        run.examples,
         run.template,
         batch_size=config.data.batch_size,
         max_length=config.data.max_length,
         max_output_length=config.data.max_output_length,
         pack=config.data.pack,
+        buckets=config.data.buckets,
+        workers=config.data.workers,
         seed=config.seed,
         rows=rows,
     )
@@ -74,18 +78,20 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
         report = _Report(writer, make_schedule(config), config.log.every, start, config.num_steps)
         with contextlib.closing(writer), contextlib.closing(report):
             pending = None  # metrics of the step before, read while the device works on the next
+            slots = 0
             for step in range(start + 1, config.num_steps + 1):
                 batch = place_rows(next(batches), program.batch_sharding, config.data.batch_size)
                 state, metrics = program.step(state, batch)
                 if pending is not None:
-                    report(step - 1, pending)
+                    report(step - 1, pending, slots)
                 pending = metrics
+                slots = sum(batch[name].size for name in SEGMENTS if name in batch)
                 stops = preempted(step) and step < config.num_steps
                 evaluates = evaluate is not None and _due(
                     step, config.evaluation.every, config.num_steps
                 )
                 if stops or evaluates or _due(step, config.checkpoint.every, config.num_steps):
-                    report(step, metrics)
+                    report(step, metrics, slots)
                     pending = None
                     # The loss above is of before the update; what is saved must be sound after it.
                     _check_finite(step, float(program.loss_of_microbatch(state.params, batch)))
@@ -128,20 +134,24 @@ class _Report:
 
     def restart_clock(self) -> None:
         """Leaves out of tokens/s what was done besides training."""
-        self._tokens, self._since = 0.0, time.perf_counter()
+        self._tokens, self._slots, self._since = 0.0, 0, time.perf_counter()
 
-    def __call__(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    def __call__(self, step: int, metrics: dict[str, jax.Array], slots: int) -> None:
+        """Takes the metrics of a step, and how many tokens its rows had room for."""
         values = {name: float(value) for name, value in metrics.items()}
         _check_finite(step, values["loss"], values["grad_norm"])
         self._bar.update(1)
         self._tokens += values.pop("tokens")
+        self._slots += slots
         if step % self._every:
             return
         rate = self._tokens / (time.perf_counter() - self._since)
+        padding = 1 - self._tokens / self._slots
         self.restart_clock()
         self._bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} tokens/s")
         learning_rate = float(self._schedule(step - 1))
-        self._writer.write(step, {**values, "learning_rate": learning_rate, "tokens_per_second": rate})
+        more = {"learning_rate": learning_rate, "tokens_per_second": rate, "padding": padding}
+        self._writer.write(step, {**values, **more})
 
     def close(self) -> None:
         self._bar.close()

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from gist_jax.data.batching import row_lengths
+from gist_jax.data.rows import row_lengths
 from gist_jax.models import registry
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params

@@ -15,7 +15,9 @@ from ml_collections import ConfigDict
 
 from gist_jax.data import instructions
 from gist_jax.data.prompt_template import PromptTemplate
-from gist_jax.data.sources import EMBEDDED, Examples, first, load_splits
+from gist_jax.data.rows import count_cut
+from gist_jax.data.sources import EMBEDDED, Examples, Mixture, first, load_data
+from gist_jax.data.token_cache import TokenCache, token_cache
 from gist_jax.data.tokenization import (
     SPECIAL_TOKENS,
     Tokenizer,
@@ -33,10 +35,18 @@ from gist_jax.sharding import batch_sharding, make_mesh
 from gist_jax.training import distributed
 from gist_jax.training.config import METRICS, evaluation_lengths, flat_config, validate
 from gist_jax.training.program import Program, make_program
-from gist_jax.workdir import CHECKPOINTS, CONFIG, TOKENIZER, read_model, write_model
+from gist_jax.workdir import (
+    CHECKPOINTS,
+    CONFIG,
+    DATA,
+    TOKENIZER,
+    Description,
+    read_model,
+    write_model,
+)
 
 # Fields that change no loss, so a run may be resumed with others.
-MUTABLE_ON_RESUME = ("attention", "checkpoint", "evaluation", "log", "mesh", "remat")
+MUTABLE_ON_RESUME = ("attention", "checkpoint", "data.cache", "evaluation", "log", "mesh", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +56,7 @@ class Run:
     config: ConfigDict
     workdir: pathlib.Path
     splits: dict[str, Examples]
+    examples: Examples | TokenCache  # of training
     template: PromptTemplate
     model: ModelConfig
     program: Program
@@ -72,8 +83,11 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
         raise UserError(f"{workdir} is no directory: mount the bucket, for example with gcsfuse")
     workdir = pathlib.Path(workdir)
     resumes = _check_same_run(config, workdir)
-    splits = load_splits(config.data.source)
+    data = load_data(config.data.source)
+    splits = data.splits
     _check_splits(config, splits)
+    if resumes:
+        _check_same_data(config, workdir, data.fingerprint)
     for name in set(config.evaluation.splits) - set(splits):
         logging.warning("config.evaluation.splits.%s is for a split that the data does not have", name)
     pretrained = find(config.pretrained) if config.pretrained else None
@@ -86,6 +100,8 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
     else:
         model = checkpoint.config_for(tokenizer)
     _check_positions(config, splits, model)
+    template = PromptTemplate.of_model(model, tokenizer, config.num_gist_tokens, config.data.template)
+    examples = _training_examples(config, splits["train"], template, data.fingerprint)
     program = make_program(config, model, tokenizer.gist_id, mesh)
     if checkpoint is None:
         random = functools.partial(registry.init, model, jax.random.key(config.seed))
@@ -95,13 +111,47 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
 
     # Of several processes none may look into the workdir after the first has begun to write.
     distributed.check_same(
-        "config, tokenizer and workdir", f"{config} {tokenizer.fingerprint()} {resumes}"
+        "config, data, tokenizer and workdir",
+        f"{config} {data.fingerprint} {tokenizer.fingerprint()} {resumes}",
     )
     if distributed.is_first():
-        _describe(config, workdir, tokenizer, model, resumes)
+        described = Description(model, config.condition, config.num_gist_tokens, template.name)
+        _describe(config, workdir, tokenizer, described, data.fingerprint, resumes)
     distributed.wait_for_all("described")
-    template = PromptTemplate.of_model(model, tokenizer, config.num_gist_tokens)
-    return Run(config, workdir, splits, template, model, program, init)
+    return Run(config, workdir, splits, examples, template, model, program, init)
+
+
+def _training_examples(
+    config: ConfigDict, examples: Examples, template: PromptTemplate, fingerprint: str
+) -> Examples | TokenCache:
+    """The examples with their ids from disk, unless the config or what they are forbids it."""
+    if isinstance(examples, Mixture):
+        parts = zip(examples.parts, examples.fingerprints, strict=True)
+        encoded = tuple(_training_examples(config, part, template, of) for part, of in parts)
+        return dataclasses.replace(examples, parts=encoded)
+    if not config.data.cache or isinstance(examples, instructions.Corpus):
+        return examples
+    cache = token_cache(examples, template, f"{fingerprint} train")
+    sizes = config.data.max_length, config.data.max_output_length
+    if (cut := count_cut(cache.lengths(), template, *sizes)) and distributed.is_first():
+        logging.warning("%d of %d training examples are too long, and are cut", cut, len(cache))
+    return cache
+
+
+def _check_same_data(config: ConfigDict, workdir: pathlib.Path, fingerprint: str) -> None:
+    """Raises if the data changed since the run began; runs before there was data.json may resume."""
+    if not (workdir / DATA).exists():
+        return
+    before = read_json(workdir / DATA).get("fingerprint")
+    if before != fingerprint:
+        raise UserError(
+            f"the data of {config.data.source} changed since the run in {workdir} began: their "
+            f"fingerprint is {fingerprint}, not {before}; choose another workdir, or bring them back"
+        )
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value  # as JSON has it
 
 
 def _check_positions(config: ConfigDict, splits: Iterable[str], model: ModelConfig) -> None:
@@ -131,7 +181,8 @@ def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     read_model(workdir)  # which refuses what another version of gist_jax has written
     before, now = flat_config(read_json(path)), flat_config(config.to_dict())
     for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name) and name.split(".")[0] not in MUTABLE_ON_RESUME:
+        mutable = name in MUTABLE_ON_RESUME or name.split(".")[0] in MUTABLE_ON_RESUME
+        if _plain(before.get(name)) != _plain(now.get(name)) and not mutable:
             raise UserError(
                 f"{workdir} holds a run whose config.{name} is {before.get(name)!r}, not "
                 f"{now.get(name)!r}: choose another workdir, or resume with the same config"
@@ -192,7 +243,12 @@ def model_config(config: ConfigDict, vocab_size: int | None = None) -> ModelConf
 
 
 def _describe(
-    config: ConfigDict, workdir: pathlib.Path, tokenizer: Tokenizer, model: ModelConfig, resumes: bool
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    tokenizer: Tokenizer,
+    described: Description,
+    fingerprint: str,
+    resumes: bool,
 ) -> None:
     """Describes the run in its workdir. config.json comes last: with it the description is complete."""
     workdir.mkdir(parents=True, exist_ok=True)
@@ -201,5 +257,6 @@ def _describe(
         tokenizer.save(tmp)
         shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
         os.replace(tmp, workdir / TOKENIZER)
-        write_model(workdir, model, config.condition, config.num_gist_tokens)
+        write_model(workdir, described)
+    write_json(workdir / DATA, {"source": config.data.source, "fingerprint": fingerprint})
     write_json(workdir / CONFIG, config.to_dict())
