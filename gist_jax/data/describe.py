@@ -12,11 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from gist_jax.cli import exit_on_user_error, nonempty, parser
 from gist_jax.data import instructions
 from gist_jax.data.chat_template import ChatTemplate
-from gist_jax.data.fields import FIELDS, Example
+from gist_jax.data.fields import FIELDS
 from gist_jax.data.prompt_template import CHAT, PAPER, PromptTemplate
 from gist_jax.data.rows import count_cut
 from gist_jax.data.sources import EMBEDDED, Examples, load_data
@@ -56,23 +57,21 @@ def describe_lengths(
 def describe_overlap(splits: dict[str, Examples]) -> list[dict[str, Any]]:
     """A row per split: examples that it has twice, and those that train has too."""
 
-    def instruction(example: Example) -> str:
-        return example["instruction"]
-
-    def pair(example: Example) -> str:
-        return f"{example['instruction']}\n{example['input']}"
-
-    keys: dict[str, Callable[[Example], str]] = {
-        "instruction": instruction,
-        "instruction and input": pair,
-        "instruction, normalized": lambda example: normalized(instruction(example)),
-        "both, normalized": lambda example: normalized(pair(example)),
+    keys: dict[str, Callable[[str, str], str]] = {
+        "instruction": lambda instruction, _: instruction,
+        "instruction and input": lambda instruction, text: f"{instruction}\n{text}",
+        "instruction, normalized": lambda instruction, _: normalized(instruction),
+        "both, normalized": lambda instruction, text: normalized(f"{instruction}\n{text}"),
+    }
+    texts = {  # read once, which is what takes long
+        split: [(e["instruction"], e["input"]) for e in tqdm(examples, split, unit="example")]
+        for split, examples in splits.items()
     }
     table: list[dict[str, Any]] = []
     for name, key in keys.items():
-        of_train = {key(example) for example in splits.get("train", ())}
-        for split, examples in splits.items():
-            found = [key(example) for example in examples]
+        of_train = {key(*fields) for fields in texts.get("train", ())}
+        for split, fields_of_split in texts.items():
+            found = [key(*fields) for fields in fields_of_split]
             row = {"same": name, "split": split, "examples": len(found)}
             row["duplicates"] = len(found) - len(set(found))
             row["in train"] = sum(x in of_train for x in found) if split != "train" else ""
