@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -100,6 +101,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     Raises:
       UserError: if there is no such file or it cannot be read.
     """
+    csv.field_size_limit(sys.maxsize)  # a text may be long
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             return list(csv.DictReader(file))

@@ -36,6 +36,11 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+def pytest_collection_modifyitems(items):
+    """What waits for the demo comes first, so that a process trains it while others run the rest."""
+    items.sort(key=lambda item: "demo" not in getattr(item, "fixturenames", ()))
+
+
 def promoting(function):
     """The function of a library that counts on dtypes being promoted."""
 

@@ -42,7 +42,23 @@ QWEN = """{%- for message in messages %}
 {%- endif %}
 """
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN3 = QWEN.replace(
+    "message.content +",
+    "('<think>\\n\\n</think>\\n\\n' if message.role == 'assistant' else '') + message.content +",
+)
+# The system message is written into what the user says first.
+MISTRAL = """{{- bos_token }}
+{%- set system = messages[0].content + '\n\n' %}
+{%- if messages|length < 2 %}{{ raise_exception('no user') }}{%- endif %}
+{%- for message in messages[1:] %}
+    {%- if message.role == 'user' %}
+        {{- '[INST] ' + (system if loop.first else '') + message.content + '[/INST]' }}
+    {%- else %}{{- ' ' + message.content|trim + eos_token }}{%- endif %}
+{%- endfor %}
+"""
 FORMS = {
+    "qwen3": (QWEN3, None, "<|im_end|>", ["<|im_start|>"]),
+    "mistral": (MISTRAL, "<s>", "</s>", ["[INST]", "[/INST]"]),
     "llama3": (LLAMA3, "<|begin_of_text|>", "<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>"]),
     "qwen": (QWEN, None, "<|im_end|>", ["<|im_start|>"]),
 }
@@ -75,9 +91,16 @@ def stock_ids(directory, instruction, text, output=None):
     stock = transformers.AutoTokenizer.from_pretrained(directory)
     stock.add_special_tokens({"additional_special_tokens": [GIST]})
     messages = [{"role": "system", "content": instruction + 2 * GIST}]
-    messages += [{"role": "user", "content": text}] if text.strip() else []
+    if text.strip() or stock.bos_token == "<s>":  # the form of Mistral has no chat without a user
+        messages += [{"role": "user", "content": text.strip() and text}]
     messages += [{"role": "assistant", "content": output}] if output else []
     return stock.apply_chat_template(messages, add_generation_prompt=output is None)["input_ids"]
+
+
+def thought(tokenizer):
+    """Ids of the empty thought that Qwen3 writes before an answer, and not where it asks for one."""
+    thinks = "<think>" in tokenizer.backend.chat_template
+    return tokenizer.encode("<think>\n\n</think>\n\n") if thinks else []
 
 
 @pytest.mark.parametrize("text", [*TEXTS[1:], "", "  Input  "])
@@ -87,17 +110,34 @@ def test_ids_are_those_of_the_chat_template(directory, text, tmp_path):
     for one in (tokenizer, load_tokenizer(tmp_path / "saved")):
         template = PromptTemplate.of_model(TINY["llama"], one, 2, CHAT)
         ids = template.prompt_ids(TEXTS[0], text, 1000)
-        assert ids == stock_ids(directory, TEXTS[0], text)
+        assert ids == stock_ids(directory, TEXTS[0], text) + thought(one)
         apart = template.instruction_ids(TEXTS[0]), template.input_ids(text)
         assert apart[0] + apart[1] == ids and apart[0][-2:] == [one.gist_id] * 2
         answered = ids + template.output_ids(TEXTS[2])
         assert answered == stock_ids(directory, TEXTS[0], text, TEXTS[2])[: len(answered)]
         (encoded,) = template.encode([{"instruction": TEXTS[0], "input": text, "output": TEXTS[2]}])
         assert template.prompt(encoded, 1000) + list(encoded.output) == answered
-        # What asks for the answer stays when an input is cut, and all gist tokens do.
-        cut = template.prompt_ids(TEXTS[0], "tea " * 100, 100)
-        asking = template.input_ids("tea")[-4:]
-        assert len(cut) == 100 and cut[-4:] == asking and cut.count(one.gist_id) == 2
+
+
+def test_long_prompts_stay_chats(directory):
+    template = PromptTemplate.of_model(TINY["llama"], load_tokenizer(directory), 2, CHAT)
+    whole = template.prompt_ids(TEXTS[0], "tea " * 100, 10_000)
+    without = template.prompt_ids(TEXTS[0], "", 10_000)
+    asking = template.input_ids("tea")[-1]
+    for limit in range(len(without) + 2, len(whole), 7):
+        cut = template.prompt_ids(TEXTS[0], "tea " * 100, limit)
+        assert len(cut) <= limit and cut[-1] == asking
+        assert cut.count(template.tokenizer.gist_id) == 2
+        for _, number in template.chat.special_ids:  # a message is opened and closed, or not there
+            assert cut.count(number) in (whole.count(number), without.count(number))
+
+
+def test_a_template_with_the_date_of_today():
+    made = train_bpe(TEXTS, 270).backend
+    dated = "{{ strftime_now('%d %b %Y') }} {% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer = from_tokenizers(made.tokenizer, made.special_tokens, dated)
+    ids = PromptTemplate.of_model(TINY["llama"], tokenizer, 1, CHAT).instruction_ids("x")
+    assert tokenizer.decode(ids) == "26 Jul 2024 x"
 
 
 def test_special_tokens_in_texts_are_text(directory):
@@ -121,7 +161,7 @@ def test_compress_and_generate_follow_the_template(directory, tmp_path):
     gists = model.compress([TEXTS[0]])
     assert gists.origin.template == model.template.name != CHAT
     from_cache = model.generate(gists, inputs=TEXTS[1:], max_new_tokens=5)
-    prompts = [stock_ids(directory, TEXTS[0], text) for text in TEXTS[1:]]
+    prompts = [stock_ids(directory, TEXTS[0], text) + thought(tokenizer) for text in TEXTS[1:]]
     expected = model.generate_ids(prompts, None, 5)
     assert from_cache == [tokenizer.decode(row) for row in expected]
     paper = LanguageModel.from_params(params, **settings)

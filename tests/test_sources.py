@@ -1,6 +1,8 @@
 """Sources of examples: every kind of file, mappings of fields, mixtures, hashes, and mistakes."""
 
+import dataclasses
 import json
+from fractions import Fraction
 
 import datasets
 import numpy as np
@@ -8,10 +10,12 @@ import pytest
 
 from gist_jax.data.batching import training_batches
 from gist_jax.data.fields import checked, mapping
+from gist_jax.data.mixture import Selection
 from gist_jax.data.prompt_template import PromptTemplate
 from gist_jax.data.record_files import write_array_record
-from gist_jax.data.sources import load_data, load_splits
+from gist_jax.data.sources import first, load_data, load_splits
 from gist_jax.data.tfds_builder import InstructionBuilder
+from gist_jax.data.token_cache import token_cache
 from gist_jax.data.tokenization import train_bpe
 from gist_jax.errors import UserError
 
@@ -65,6 +69,29 @@ def test_all_kinds_of_sources_give_the_same_batches(everywhere):
                 np.testing.assert_array_equal(x, expected[name], err_msg=kind)
 
 
+def test_workers_read_what_one_process_reads(everywhere, tmp_path, monkeypatch):
+    """All that is read record by record, and special tokens in texts, in one mixture."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    records = [
+        {"instruction": "Say <GIST> </s>.", "input": "<s>", "output": f"<GIST> {i}"} for i in range(9)
+    ]
+    (tmp_path / "special.json").write_text(json.dumps(records))
+    template = PromptTemplate(train_bpe([e["output"] for e in EXAMPLES], 300), 1)
+    kinds = ("hf", "arrayrecord", "tfds")
+    source = " + ".join([*(everywhere[kind] for kind in kinds), f"2*json:{tmp_path}/special.json"])
+    mixture = load_splits(source)["train"]
+    cache = token_cache(EXAMPLES, template, "x")
+    mixture = dataclasses.replace(mixture, parts=(cache, *mixture.parts[1:]))
+    sizes = dict(batch_size=4, max_length=64, max_output_length=32, seed=3, pack=True)
+    ours, theirs = (training_batches(mixture, template, **sizes, workers=n) for n in (0, 2))
+    for _ in range(12):
+        batch, expected = next(theirs), next(ours)
+        for name, x in batch.items():
+            np.testing.assert_array_equal(x, expected[name])
+        gists = (batch["tokens"] == template.tokenizer.gist_id).sum(axis=1)
+        np.testing.assert_array_equal(gists, batch["segment"].max(axis=1))  # one of every example
+
+
 def test_a_changed_file_has_another_fingerprint(everywhere, tmp_path):
     same = load_data(everywhere["a path"]).fingerprint
     copied = tmp_path / "train.json"
@@ -90,6 +117,8 @@ SHARED = [
         ({"instruction": "I", "input": "x", "output": "y"}, {}),
         ({"instruction": b"I", "input": b"x", "output": b"y"}, {}),
         ({"instruction": "I", "context": "x", "response": "y", "category": "z"}, {}),
+        ({"instruction": "I", "input": "x", "answer": "y"}, {"output": "answer"}),
+        ({"conversations": [{"from": "gpt", "value": "Hello!"}, *SHARED]}, {}),
         ({"definition": "I", "inputs": "x", "targets": "y"}, {}),
         ({"q": "I", "context": "x", "a": "y"}, {"instruction": "q", "input": "context", "output": "a"}),
         ({"messages": CHAT}, {}),
@@ -110,11 +139,26 @@ def test_fields_are_mapped(record, chosen):
     assert example == expected
 
 
+@pytest.mark.parametrize("weights", ["7 3", "5 3", "4 3", "1 2 4", "0.7 0.3", "1 1 1 1", "90 9 1"])
+def test_the_shares_of_a_mixture_are_exact(weights):
+    weights = [Fraction(weight) for weight in weights.split()]
+    shares = [weight / sum(weights) for weight in weights]
+    selection, drawn = Selection(shares), [[] for _ in shares]
+    for n in range(1, 1001):
+        part, number = selection[n - 1]
+        drawn[part].append(number)
+        for share, numbers in zip(shares, drawn, strict=True):
+            assert abs(len(numbers) - share * n) < 1
+    for numbers in drawn:
+        assert numbers == list(range(len(numbers)))
+
+
 def test_a_mixture_draws_its_parts_in_proportion(tmp_path):
     for name, count in (("a", 7), ("b", 30)):
         records = [{"instruction": name, "output": f"{i}"} for i in range(count)]
         (tmp_path / f"{name}.json").write_text(json.dumps(records))
     mixture = load_splits(f"3*json:{tmp_path}/a.json + 1*{tmp_path}/b.json")["train"]
+    assert [e["instruction"] for e in first(mixture, 8)] == ["a"] * 6 + ["b"] * 2
     assert len(mixture) == 37 and mixture[7]["instruction"] == "b" and len(list(mixture)) == 37
     tokenizer = train_bpe(["a b 0 1 2 3 4 5 6 7 8 9"], 262)
     sizes = dict(batch_size=1, max_length=32, max_output_length=32, pack=False, seed=0)
@@ -140,9 +184,16 @@ def test_a_mixture_draws_its_parts_in_proportion(tmp_path):
         ("x.json", b"[1]", "{}", "record 0 of .* must be an object"),
         ("x.json", b"[" * 10**5, "{}", "cannot read examples"),
         ("x.csv", b"instruction,output\n", "{}", "at least one"),
-        ("x.json", b'[{"q": "a", "output": ""}]', "json:{}?instruction=p", "record 0 .* an instruction"),
+        (
+            "x.json",
+            b'[{"q": "a", "output": ""}]',
+            "json:{}?instruction=p",
+            "has no field p, but q",
+        ),
         ("x.json", b'[{"q": "a"}]', "json:{}?prompt=q", "ends with prompt=…, which is not known"),
         ("x.json", b'[{"q": "a"}]', "json:{}?fields=dolli", "fields=dolli is not known: choose from"),
+        ("x.json", b'[{"q": "a"}]', "json:{}?fields=p3&input=q", "either fields=p3 or the names"),
+        ("x.json", b"[]", "0.1234567*instructions + 1*instructions", "are too fine"),
         ("x.json", b"[]", "0*json:{} + instructions", "a part of the mixture .* write WEIGHT"),
         ("x.json", b"[]", "ftp:{}", "is neither 'instructions', nor a file"),
         ("x.json", b"[]", "hf:{}", "cannot load hf:"),

@@ -1,5 +1,7 @@
 """Token ids on disk: the same as made anew, made once, and never read when they are damaged."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -75,7 +77,7 @@ def test_ids_are_made_once_and_again_when_they_are_damaged(template, home, monke
     more_gists = PromptTemplate(template.tokenizer, 5, template.decoder_start_token)
     token_cache(EXAMPLES, more_gists, "one")  # k does not count
     assert len(made) == 3
-    for file in ("ids.npy", "bounds.npy", "sizes.json"):
+    for file in ("ids.npy", "bounds.npy", "own.npy", "checksums.json"):
         for d in [d for d in home.iterdir() if d.is_dir()]:
             damaged = bytearray((d / file).read_bytes())
             damaged[-1] ^= 1
@@ -94,8 +96,13 @@ def test_what_a_kill_leaves_behind_is_not_read(template, home, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             token_cache(EXAMPLES, template, "one")
     assert not [d for d in home.iterdir() if d.is_dir()]
-    (home / "gone").mkdir()
+    token_cache(EXAMPLES, template, "one")
+    (directory,) = (d for d in home.iterdir() if d.is_dir())
+    half = directory.with_name(f".123.{directory.name}")  # as SIGKILL leaves it
+    shutil.move(directory, half)
+    (half / "checksums.json").unlink()
     assert len(token_cache(EXAMPLES, template, "one")) == len(EXAMPLES)
+    assert [d for d in home.iterdir() if d.is_dir()] == [directory]
 
 
 def test_a_cache_that_cannot_be_written(template, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from gist_jax.cli import exit_on_user_error, parser
 from gist_jax.data.fields import Example, checked
 from gist_jax.data.files import read_records
+from gist_jax.errors import UserError
 from gist_jax.io import Path, atomic_directory
 
 OUTPUT = "directory to write, which must not exist yet"
@@ -94,7 +95,10 @@ def read_examples(path: Path, source: str) -> list[Example]:
     """
     found = []
     for i, record in enumerate(read_records(path)):
-        for instance in record.get("instances") or [record]:
+        instances = record.get("instances") or [record]
+        if not isinstance(instances, list) or not all(isinstance(x, dict) for x in instances):
+            raise UserError(f"record {i} of {path} has instances that are no list of objects")
+        for instance in instances:
             fields = {**instance, "instruction": record.get("instruction")}
             example = checked(fields, i, path)
             found.append({**example, "output": example["output"] or EMPTY, "source": source})
@@ -114,6 +118,9 @@ def main() -> None:
         alpaca, human = read_examples(options.alpaca, "alpaca"), read_examples(options.human, "human")
         given = options.self_instruct
         splits = split(alpaca, human, read_examples(given, "self_instruct") if given else ())
+        built = pathlib.Path(options.tfds or "", "alpaca_plus")
+        if options.tfds and built.exists():
+            raise UserError(f"{built} exists already: choose another folder for --tfds")
         with atomic_directory(options.output) as tmp:
             for name, examples in splits.items():
                 text = json.dumps(examples, indent=1, ensure_ascii=False)

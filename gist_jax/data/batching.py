@@ -1,6 +1,7 @@
 """Examples to fixed-shape training batches, through Grain."""
 
 import dataclasses
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +9,10 @@ import grain
 import numpy as np
 from absl import flags
 
+from gist_jax.data.mixture import Mixture, Selection
 from gist_jax.data.prompt_template import PromptTemplate
 from gist_jax.data.rows import Batch, Encode, Pad, make_row, row_lengths
-from gist_jax.data.sources import Examples, Mixture
+from gist_jax.data.sources import Examples
 from gist_jax.data.token_cache import TokenCache
 
 WINDOW = 16  # batches whose examples are sorted by length together
@@ -81,6 +83,12 @@ class _Unchunk(grain.experimental.FlatMapTransform):
         return element
 
 
+def _leave_signals(index: int, count: int) -> None:
+    """Signals are for the process that trains, which ends its workers when it is done."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _encoded(examples: Examples | TokenCache, template: PromptTemplate, seed: int) -> grain.MapDataset:
     """An endless, shuffled stream of `EncodedExample`; a mixture draws its parts in proportion.
 
@@ -88,7 +96,7 @@ def _encoded(examples: Examples | TokenCache, template: PromptTemplate, seed: in
     """
     if isinstance(examples, Mixture):
         parts = [_encoded(part, template, seed + i) for i, part in enumerate(examples.parts)]
-        return grain.MapDataset.mix(parts, examples.weights)
+        return grain.MapDataset.select_from_datasets(parts, Selection(examples.weights))
     dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
     return dataset if isinstance(examples, TokenCache) else dataset.map(Encode(template))
 
@@ -108,9 +116,9 @@ def training_batches(
 ) -> grain.DatasetIterator:
     """An endless, shuffled, checkpointable stream of batches.
 
-    Every batch is a dict of arrays `[batch_size, max_length]`: tokens, targets and segment, int32,
-    and weights, float32. For an encoder-decoder targets and weights are
-    `[batch_size, max_output_length]`, like decoder_tokens and decoder_segment, int32, which it has
+    Every batch is a dict of arrays `[batch_size, max_length]`, or of shorter rows with `buckets`:
+    tokens, targets and segment, int32, and weights, float32. For an encoder-decoder targets and weights
+    are `[batch_size, max_output_length]`, like decoder_tokens and decoder_segment, int32, which it has
     besides. With `pack` a row holds as many whole examples as fit, each a segment of its own; otherwise
     one example a row, so that `batch_size` counts examples.
 
@@ -135,7 +143,9 @@ def training_batches(
             return dataset
         if not flags.FLAGS.is_parsed():  # grain looks at its own
             flags.FLAGS.mark_as_parsed()
-        return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        return dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_leave_signals
+        )
 
     # One thread prefetches. Tokenizing is Python: more threads would only contend for its lock.
     one_thread = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)

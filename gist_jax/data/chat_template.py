@@ -12,6 +12,11 @@ from gist_jax.errors import UserError, shortened
 
 # Stand for the gist tokens and for a text: of Unicode's private use area, so in no text that means it.
 _GISTS, _TEXT = "\ue000gists\ue001", "\ue000text\ue001"
+# Some templates write today's date. It would give an instruction other ids every day: it is that which
+# Llama 3's templates have where there is no clock.
+_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
+
+_UNEQUAL = "the chat template does not write the same around every message"
 
 # Texts to encode, and special tokens between them.
 Segments = list[str | int]
@@ -52,8 +57,7 @@ class ChatTemplate:
         backend = tokenizer.backend
         variables = tuple((name, text) for name, text in backend.special_tokens.items() if text)
         found = cls(source, variables, tuple(backend.special_ids().items()))
-        _, after = found._answer
-        ends = [x for x in _split(after, dict(found.special_ids)) if isinstance(x, int)]
+        ends = [x for x in _split(found._answer.after, dict(found.special_ids)) if isinstance(x, int)]
         if ends and ends[0] != tokenizer.eos_id:
             names = {number: text for text, number in found.special_ids}
             raise UserError(
@@ -72,19 +76,31 @@ class ChatTemplate:
         """From the beginning to where the gist tokens stand."""
         head, _ = self._halves(instruction.rstrip(), _TEXT)
         before = self._before_system
+        if not head.startswith(before):
+            raise UserError(_UNEQUAL)
         return self._segments(before, head[len(before) :], "")
 
     def input(self, text: str) -> tuple[Segments, Segments]:
         """From behind the gist tokens to where the answer begins, and the same up to the text's end."""
+        begins = self._answer.before if self._answer.before.strip() else ""
         if not text.strip():
             _, rest = self._halves(_TEXT, "")
-            return self._segments(rest, "", ""), []
+            return self._segments(rest + begins, "", ""), []
         _, rest = self._halves(_TEXT, text)
         before, after = self._user
         if not (rest.startswith(before) and rest.endswith(after)):
-            raise UserError("the chat template does not write the same around every message")
+            raise UserError(_UNEQUAL)
         written = rest[len(before) : len(rest) - len(after)]
-        return self._segments(before, written, after), self._segments(before, written, "")
+        return self._segments(before, written, after + begins), self._segments(before, written, "")
+
+    def output(self, text: str) -> str:
+        """An answer's text as the template writes it, with the space that it may put before it."""
+        space = "" if self._answer.before.strip() else self._answer.before
+        return space + (text.strip() if self._trims_answers else text)
+
+    def before_input(self) -> Segments:
+        """What is between the gist tokens and the text of an input."""
+        return self._segments(self._user.before, "", "")
 
     @functools.cached_property
     def _before_system(self) -> str:
@@ -98,13 +114,32 @@ class ChatTemplate:
 
     @functools.cached_property
     def _answer(self) -> _Around:
-        messages = [("system", "system"), ("user", "user"), ("assistant", _TEXT)]
-        before, _, after = self._render(messages, False).partition(_TEXT)
-        return _Around(before, after)
+        """What stands before an answer and not yet where it is asked for, such as an empty thought."""
+        asked = [("system", "system"), ("user", "user")]
+        before, _, after = self._render([*asked, ("assistant", _TEXT)], False).partition(_TEXT)
+        asking = self._render(asked, True)
+        if not before.startswith(asking):
+            raise UserError("the chat template asks for an answer in another way than it writes one")
+        return _Around(before[len(asking) :], after)
+
+    @functools.cached_property
+    def _trims_answers(self) -> bool:
+        messages = [("system", "system"), ("user", "user"), ("assistant", f" {_TEXT} ")]
+        return f" {_TEXT} " not in self._render(messages, False)
+
+    @functools.cached_property
+    def _needs_user(self) -> bool:
+        try:
+            self._render([("system", "system")], True)
+        except UserError:
+            return True
+        return False
 
     def _halves(self, instruction: str, text: str) -> tuple[str, str]:
         """What is written before the gist tokens, and after them."""
-        messages = [("system", instruction + _GISTS)] + ([("user", text)] if text else [])
+        messages = [("system", instruction + _GISTS)]
+        if text or self._needs_user:
+            messages.append(("user", text))
         written = self._render(messages, True)
         if written.count(_GISTS) != 1:
             raise UserError("the chat template does not write the system message once")
@@ -119,7 +154,7 @@ class ChatTemplate:
         variables: dict[str, Any] = dict(self.variables)
         try:
             written = render_jinja_template(
-                [chat], chat_template=self.source, add_generation_prompt=asks, **variables
+                [chat], chat_template=_DATE + self.source, add_generation_prompt=asks, **variables
             )[0]
         except Exception as error:  # of Jinja, and what a template raises itself
             raise UserError(f"the chat template fails: {shortened(error)}") from None

@@ -3,7 +3,8 @@
 python -m gist_jax.data.describe --source=hf:databricks/databricks-dolly-15k --tokenizer=DIR --output=DIR
 
 A leak is an example of another split whose instruction, or instruction and input, is in train: exactly,
-or normalised (lower case, white space and punctuation as one space).
+or normalised (lower case, white space and punctuation as one space). Lengths are of what stands in a
+prompt, with what the template writes around a text.
 """
 
 import pathlib
@@ -18,9 +19,10 @@ from gist_jax.cli import exit_on_user_error, nonempty, parser
 from gist_jax.data import instructions
 from gist_jax.data.chat_template import ChatTemplate
 from gist_jax.data.fields import FIELDS
+from gist_jax.data.mixture import Mixture
 from gist_jax.data.prompt_template import CHAT, PAPER, PromptTemplate
 from gist_jax.data.rows import count_cut
-from gist_jax.data.sources import EMBEDDED, Examples, load_data
+from gist_jax.data.sources import EMBEDDED, Examples, first, load_data
 from gist_jax.data.token_cache import token_cache
 from gist_jax.data.tokenization import SPECIAL_TOKENS, Tokenizer, from_tokenizers, load_tokenizer
 from gist_jax.errors import UserError
@@ -108,6 +110,15 @@ def _as_text(table: list[dict[str, Any]], left: int) -> str:
     return format_table(lines, left)
 
 
+def _finite(examples: Examples) -> Examples:
+    """The examples, but of the embedded corpus the first SAMPLE; those of a mixture as one list."""
+    if isinstance(examples, instructions.Corpus):
+        return first(examples, SAMPLE)
+    if isinstance(examples, Mixture):
+        return [example for part in examples.parts for example in _finite(part)]
+    return examples
+
+
 def _tokenizer(name: str | None, source: str) -> Tokenizer:
     if name:
         return load_tokenizer(name)
@@ -130,17 +141,15 @@ def main() -> None:
         tokenizer = _tokenizer(options.tokenizer, options.source)
         chat = ChatTemplate.of_tokenizer(tokenizer) if options.template == CHAT else None
         template = PromptTemplate(tokenizer, 1, chat=chat)
-        splits = data.splits
-        if options.source == EMBEDDED:
-            splits = {name: [x[i] for i in range(min(SAMPLE, len(x)))] for name, x in splits.items()}
+        splits = {name: _finite(split) for name, split in data.splits.items()}
         lengths = {
-            name: token_cache(split, template, f"{data.fingerprint} {name} {len(split)}", name).lengths()
+            name: token_cache(split, template, f"{data.fingerprint} {name}", name).lengths()
+            if split is data.splits[name]  # as a run of training finds them, or leaves them
+            else np.array([[len(part) for part in e[:3]] for e in template.encode(list(split))])
             for name, split in splits.items()
         }
-        sizes, overlap = (
-            describe_lengths(lengths, template, options.max_length),
-            describe_overlap(splits),
-        )
+        sizes = describe_lengths(lengths, template, options.max_length)
+        overlap = describe_overlap(splits)
         write_csv(options.output / "lengths.csv", sizes)
         write_csv(options.output / "overlap.csv", overlap)
         draw(lengths, options.output / "lengths.png")

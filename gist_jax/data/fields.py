@@ -31,16 +31,21 @@ def mapping(chosen: Mapping[str, str], record: Record) -> Callable[[Record], dic
         "fields". Empty: the first of these that suits the record.
 
     Raises:
-      UserError: if nothing suits the record, or a name is not known.
+      UserError: if a name is not known, or no field of the record.
     """
-    ready = {**{name: _picker(fields) for name, fields in READY.items()}}
+    ready = {name: _picker(fields) for name, fields in READY.items()}
     ready |= {name: _chat(name) for name in CHATS} | {"sharegpt": _chat("conversations")}
     if name := chosen.get("fields"):
         if name not in ready:
             raise UserError(f"fields={name} is not known: choose from {', '.join(ready)}")
+        if len(chosen) > 1:
+            raise UserError(f"give either fields={name} or the names of fields")
         return ready[name]
     if chosen:
-        return _picker({"instruction": "instruction", "output": "output", **chosen})
+        if missing := sorted(set(chosen.values()) - record.keys()):
+            names = ", ".join(map(str, record))
+            raise UserError(f"the first record has no field {missing[0]}, but {names}")
+        return _picker({**READY["alpaca"], **chosen})
     for name in CHATS:
         if name in record:
             return ready[name]
@@ -71,9 +76,9 @@ def _chat(field: str) -> Callable[[Record], dict[str, Any]]:
         for message in messages if isinstance(messages, list) else []:
             if isinstance(message, Mapping):
                 role = message.get(who)
-                said.setdefault(
-                    _ROLES.get(role, role) if isinstance(role, str) else "", message.get(what)
-                )
+                role = _ROLES.get(role, role) if isinstance(role, str) else ""
+                if role != "assistant" or "user" in said:  # with which some chats begin
+                    said.setdefault(role, message.get(what))
             if "assistant" in said:
                 break
         user = said.get("user")

@@ -1,13 +1,13 @@
 """Records of files: JSON, JSON lines, CSV and parquet."""
 
-import csv
 import json
 import pathlib
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from gist_jax.errors import UserError, shortened
-from gist_jax.io import Path
+from gist_jax.io import Path, read_csv
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
@@ -24,10 +24,13 @@ def read_records(path: Path, kind: str = "") -> list[dict[str, Any]]:
     """
     path = pathlib.Path(path)
     kind = kind or path.suffix.removeprefix(".")
-    read = {"csv": _read_csv, "parquet": _read_parquet}.get(kind, _read_json)
+    read: Callable[[pathlib.Path], Any]
+    read = {"csv": read_csv, "parquet": _read_parquet}.get(kind, _read_json)
     try:
         records = read(path)
-    except (OSError, RecursionError, ValueError, csv.Error) as error:
+    except UserError:
+        raise
+    except (OSError, RecursionError, ValueError) as error:
         raise UserError(f"cannot read examples from {path}: {shortened(error)}") from None
     if not isinstance(records, list) or not records:
         raise UserError(f"{path} must hold a list of records, and at least one")
@@ -41,17 +44,14 @@ def _read_json(path: pathlib.Path) -> Any:
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".jsonl":
         try:
-            return json.loads(text)
+            value = json.loads(text)
+            # Where the name says nothing, a record alone may be all the lines there are.
+            return [value] if isinstance(value, dict) and path.suffix != ".json" else value
         except json.JSONDecodeError as error:
             if not error.msg.startswith("Extra data"):
                 raise
     # A record a line; other line separators may stand in texts.
     return [json.loads(line) for line in text.split("\n") if line.strip()]
-
-
-def _read_csv(path: pathlib.Path) -> list[dict[str, Any]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
 
 
 def _read_parquet(path: pathlib.Path) -> list[dict[str, Any]]:

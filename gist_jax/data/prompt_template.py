@@ -17,6 +17,7 @@ Of a chat the instruction is the system message, and the gist tokens stand where
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -155,8 +156,15 @@ class PromptTemplate:
         # What follows the input's own text: the line break and "Output:", or the end of sequence.
         asking = rest[example.own :]
         head = self._with_gists(example.instruction, max_length - len(asking))
-        room = max(max_length - len(head) - len(asking), 0)
+        room = max_length - len(head) - len(asking)
+        if room <= self._before_input:  # half of what opens a message would not be one
+            return head + asking
         return head + rest[: min(room, example.own)] + asking
+
+    @functools.cached_property
+    def _before_input(self) -> int:
+        """The number of ids between the gist tokens and the text of an input; 0 where they are text."""
+        return 0 if self.chat is None else len(self._ids(self.chat.before_input()))
 
     def prompt_length(self, instruction_length: int, input_length: int) -> int:
         """The length of a prompt that is not cut."""
@@ -200,7 +208,7 @@ class PromptTemplate:
         return [f"Input: {text}\nOutput:" if own else "Output:"], own
 
     def _output(self, text: str) -> Segments:
-        return [text, self.tokenizer.eos_id]
+        return [text if self.chat is None else self.chat.output(text), self.tokenizer.eos_id]
 
     def _cleaned(self, text: str) -> str:
         return clean_up_tokenization_spaces(text) if self.is_encoder_decoder else text

@@ -24,10 +24,18 @@ class Opened(NamedTuple):
 SAMPLES, SAMPLE = 256, 2**20  # blocks of a large file that are hashed, and bytes of each
 
 
-def digests(files: Iterable[Path]) -> list[str]:
-    """A hash of each file's bytes; of files above 256 MiB, of its size and 256 MiB spread over it."""
+def digests(files: Iterable[tuple[str, Path]]) -> list[str]:
+    """The split of each file with a hash of its bytes.
+
+    Of a file above 256 MiB the hash is of its size and 256 MiB spread over it.
+
+    Args:
+      files: pairs of a split and a file in it.
+    """
+    named = list(files)
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        return list(threads.map(_digest, files))
+        hashes = threads.map(_digest, [file for _, file in named])
+        return [f"{split} {digest}" for (split, _), digest in zip(named, hashes, strict=True)]
 
 
 def _digest(file: Path) -> str:
@@ -92,10 +100,11 @@ def open_array_records(pattern: str) -> Opened:
         raise UserError(f"there are no files {pattern}")
     splits: dict[str, list[str]] = {}
     for file in files:
-        name = re.search(r"(?:^|[-.])(train|validation\w*)(?:[-.]|$)", pathlib.Path(file).name)
+        named = r"(?:^|[-._])(train|validation\w*|valid|dev|test)(?:[-.]|$)"
+        name = re.search(named, pathlib.Path(file).name)
         splits.setdefault(name[1] if name else "train", []).append(file)
     opened = {name: (ArrayRecords(found), found[0]) for name, found in splits.items()}
-    return Opened({**opened}, digests(files))
+    return Opened({**opened}, digests((name, f) for name, found in splits.items() for f in found))
 
 
 def write_array_record(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -121,7 +130,7 @@ def open_tfds(name: str, data_dir: str | None) -> Opened:
         raise UserError(
             f"cannot read tfds:{name}: {shortened(error)}; build it with file_format='array_record'"
         ) from None
-    files = sorted(pathlib.Path(builder.data_path).glob("*.array_record*"))
+    files = [(f.name, f) for f in sorted(pathlib.Path(builder.data_path).glob("*.array_record*"))]
     return Opened(
         {split: (found, f"tfds:{name}/{split}") for split, found in splits.items()}, digests(files)
     )
@@ -141,7 +150,9 @@ def open_huggingface(name: str) -> Opened:
     except Exception as error:  # of many kinds
         raise UserError(f"cannot load hf:{name}: {shortened(error)}") from None
     splits = loaded if isinstance(loaded, dict) else {"train": loaded}
-    files = sorted(file["filename"] for split in splits.values() for file in split.cache_files)
+    files = [
+        (str(name), file["filename"]) for name, split in splits.items() for file in split.cache_files
+    ]
     opened = {str(split): (found, f"hf:{name}/{split}") for split, found in splits.items()}
     hashes = digests(files) or [split._fingerprint for split in splits.values()]
     return Opened({**opened}, hashes)

@@ -16,15 +16,17 @@ Several sources with weights between them are a mixture: `3*json:mine.json + 1*i
 
 import dataclasses
 import hashlib
+import math
 import pathlib
 import re
-import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Protocol
 
 from gist_jax.data import instructions, record_files
 from gist_jax.data.fields import FIELDS, Example, Record, checked, mapping
 from gist_jax.data.files import SUFFIXES, read_records
+from gist_jax.data.mixture import FINEST, Mixture
 from gist_jax.errors import UserError
 
 EMBEDDED = "instructions"
@@ -58,30 +60,7 @@ class Mapped:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        # Grain compares this text when it resumes: it must be the same in every process.
         return f"Mapped({self.where}, {len(self)} examples)"
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Mixture:
-    """Splits of several sources one after another, and the weights that training draws them with."""
-
-    parts: tuple[Any, ...]  # Examples, or a TokenCache of them
-    weights: tuple[float, ...]
-    fingerprints: tuple[str, ...]  # of the sources that the parts are from
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
-    def __getitem__(self, index: int) -> Example:
-        for part in self.parts:
-            if 0 <= index < len(part):
-                return part[index]
-            index -= len(part)
-        raise IndexError(f"there are {len(self)} examples")
-
-    def __iter__(self) -> Iterator[Example]:
-        return (example for part in self.parts for example in part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,24 +89,24 @@ def load_data(source: str) -> Data:
     """
     if not source:
         raise UserError("config.data.source is empty: give a directory or a file of records")
-    if pathlib.Path(source).exists():  # whatever is in its name
-        return _load_one(source)
     lines = re.split(r"\s+\+\s+", source.strip())
     weighed = [re.fullmatch(r"(?:([0-9.]+)\s*\*\s*)?(.+)", line) for line in lines]
-    if len(lines) == 1 and (weighed[0] is None or weighed[0][1] is None):
+    single = len(lines) == 1 and (weighed[0] is None or weighed[0][1] is None)
+    if single or _exists(source):  # whatever is in its name
         return _load_one(source)
-    weights, parts = [], []
+    weights, parts = list[Fraction](), []
     for line, found in zip(lines, weighed, strict=True):
         try:
-            weight = float(found[1] or 1) if found else 0.0
+            weight = Fraction(found[1] or 1) if found else Fraction(0)
         except ValueError:
-            weight = 0.0
-        if found is None or not weight > 0:
+            weight = Fraction(0)
+        if found is None or weight <= 0:
             raise UserError(f"a part of the mixture {source!r} is {line!r}: write WEIGHT*SOURCE")
         weights.append(weight)
         parts.append(_load_one(found[2]))
-    total = sum(weights)
-    shares = [weight / total for weight in weights]
+    shares = [weight / sum(weights) for weight in weights]
+    if math.lcm(*(share.denominator for share in shares)) > FINEST:
+        raise UserError(f"the weights of the mixture {source!r} are too fine: write fewer digits")
     splits: dict[str, Examples] = {}
     for name in dict.fromkeys(name for part in parts for name in part.splits):
         having = [
@@ -138,7 +117,7 @@ def load_data(source: str) -> Data:
         if name == "train" and len(having) < len(parts):
             raise UserError(f"a source of the mixture {source!r} has no train split")
         splits[name] = Mixture(*zip(*having, strict=True)) if len(having) > 1 else having[0][0]
-    said = [f"{part.fingerprint} {share:.9f}" for part, share in zip(parts, shares, strict=True)]
+    said = [f"{part.fingerprint} {share}" for part, share in zip(parts, shares, strict=True)]
     return Data(splits, _hash(*said))
 
 
@@ -147,11 +126,12 @@ def _load_one(source: str) -> Data:
         splits: dict[str, Examples] = {name: instructions.Corpus(name) for name in instructions.SPLITS}
         return Data(splits, EMBEDDED)
     scheme, separator, rest = source.partition(":")
-    if not separator or scheme not in _SCHEMES or pathlib.Path(source).exists():
+    if not separator or scheme not in _SCHEMES or _exists(source):
         opened, options = _open_files(source, ""), dict[str, str]()
     else:
-        rest, _, query = rest.partition("?")
-        options = dict(urllib.parse.parse_qsl(query))
+        found = re.fullmatch(r"(.*?)(?:\?(\w+=[^&=?]+(?:&\w+=[^&=?]+)*))?", rest)
+        rest, query = found.groups() if found else (rest, None)
+        options = dict(pair.split("=") for pair in query.split("&")) if query else {}
         known = {"fields", *FIELDS} | ({"data_dir"} if scheme == "tfds" else set())
         if unknown := options.keys() - known:
             raise UserError(
@@ -168,6 +148,13 @@ def _load_one(source: str) -> Data:
     return Data(splits, _hash(str(sorted(options.items())), *opened.digests))
 
 
+def _exists(path: str) -> bool:
+    try:
+        return pathlib.Path(path).exists()
+    except OSError:  # of names that are too long
+        return False
+
+
 def _hash(*texts: str) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
@@ -177,7 +164,7 @@ def _open_files(source: str, kind: str) -> record_files.Opened:
     if path.is_file():
         splits = {"train": path}
     else:
-        suffixes = [f".{kind}", f".{kind}l"] if kind else SUFFIXES
+        suffixes = {"json": (".json", ".jsonl"), "": SUFFIXES}.get(kind, (f".{kind}",))
         splits = {}
         for file in sorted(f for f in path.glob("*") if f.suffix in suffixes):
             if file.stem == "train" or file.stem.startswith("validation"):
@@ -191,7 +178,7 @@ def _open_files(source: str, kind: str) -> record_files.Opened:
         )
     return record_files.Opened(
         {name: (read_records(file, kind), str(file)) for name, file in splits.items()},
-        record_files.digests(splits.values()),
+        record_files.digests(splits.items()),
     )
 
 
@@ -206,5 +193,8 @@ _SCHEMES: dict[str, Callable[[str, str | None], record_files.Opened]] = {
 
 
 def first(examples: Examples, count: int) -> list[Example]:
-    """The first `count` examples, or all if there are fewer. Not all that holds examples has slices."""
+    """The first `count` examples, or all if there are fewer; of a mixture each part's share of them."""
+    if isinstance(examples, Mixture):
+        shares = zip(examples.parts, examples.weights, strict=True)
+        return [example for part, share in shares for example in first(part, round(count * share))]
     return [examples[i] for i in range(min(count, len(examples)))]

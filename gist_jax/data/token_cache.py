@@ -5,7 +5,7 @@ A directory per split and tokenizer, under `~/.cache/gist_jax/tokens` or $XDG_CA
     ids.npy       int32 [total]: instruction, input and output of one example after another
     bounds.npy    int64 [N, 4]: where each of an example's three parts begins, and the last ends
     own.npy       int32 [N]: `EncodedExample.own`
-    sizes.json    a checksum of each of these; written last
+    checksums.json    of these; written last
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from gist_jax.io import read_json, user_cache
 
 VERSION = 1  # of what is cached: of the files, and of how text becomes ids
 CHUNK = 4096  # examples that are encoded at a time
-_SIZES = "sizes.json"
+_CHECKSUMS = "checksums.json"
 
 
 class TokenCache(Sequence[EncodedExample]):
@@ -54,7 +54,6 @@ class TokenCache(Sequence[EncodedExample]):
         return np.diff(self._bounds, axis=1)
 
     def __repr__(self) -> str:
-        # Grain compares this text when it resumes: it must be the same in every process.
         return f"TokenCache({len(self)} examples)"
 
     # A worker process opens the files itself.
@@ -82,7 +81,10 @@ def token_cache(
     said = [VERSION, fingerprint, template.tokenizer.fingerprint(), template.name]
     said += [template.is_encoder_decoder]
     key = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:24]
-    home = user_cache() / "tokens"
+    try:
+        home = user_cache() / "tokens"
+    except RuntimeError:
+        raise UserError("there is no home to keep tokens in: set XDG_CACHE_HOME") from None
     directory = home / key
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -118,7 +120,7 @@ def _is_sound(directory: pathlib.Path) -> bool:
     if not directory.exists():
         return False
     try:
-        sound = all(_checksum(directory / f"{name}.npy") == size for name, size in _read(directory))
+        sound = all(_checksum(directory / f"{name}.npy") == x for name, x in _read(directory))
     except (OSError, UserError):
         sound = False
     if not sound:
@@ -127,8 +129,8 @@ def _is_sound(directory: pathlib.Path) -> bool:
 
 
 def _read(directory: pathlib.Path) -> Iterator[tuple[str, int]]:
-    sizes = read_json(directory / _SIZES)
-    return ((name, sizes.get(name, -1)) for name in _DTYPES)
+    checksums = read_json(directory / _CHECKSUMS)
+    return ((name, checksums.get(name, -1)) for name in _DTYPES)
 
 
 def _build(
@@ -158,4 +160,4 @@ def _build(
     np.save(directory / "bounds.npy", bounds)
     np.save(directory / "own.npy", own)
     checksums = {name: _checksum(directory / f"{name}.npy") for name in _DTYPES}
-    (directory / _SIZES).write_text(json.dumps(checksums))
+    (directory / _CHECKSUMS).write_text(json.dumps(checksums))

@@ -6,7 +6,7 @@ import json
 import pathlib
 import shutil
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import sentencepiece
 import tokenizers
@@ -15,8 +15,8 @@ from gist_jax.errors import UserError, shortened
 
 GIST = "<GIST>"
 SPACE = "▁"
-# The SentencePiece file of T5 goes with sentinel ids after its pieces, which it does not contain.
 CHAT_TEMPLATE = "chat_template.jinja"
+# The SentencePiece file of T5 goes with sentinel ids after its pieces, which it does not contain.
 T5_FILE, T5_EXTRA_IDS = "spiece.model", 100
 # Of tokenizers made here, and of a tokenizer.json that names none.
 SPECIAL_TOKENS: dict[str, str | None] = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
@@ -46,10 +46,15 @@ class _JsonBackend:
         self.tokenizer, self.special_tokens = tokenizer, special_tokens
         self.chat_template = chat_template
         tokenizer.add_special_tokens([GIST])
-        # A user's text that happens to contain "<GIST>" or "</s>" is text, not a special token.
-        tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        self.__setstate__(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # A user's text that happens to contain "<GIST>" or "</s>" is text, not a special token. What is
+        # sent to a process forgets that.
+        self.tokenizer.encode_special_tokens = True
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -238,10 +243,12 @@ def _chat_template(directory: pathlib.Path) -> str | None:
         return (directory / CHAT_TEMPLATE).read_text(encoding="utf-8")
     if not (directory / "tokenizer_config.json").exists():
         return None
-    found = json.loads((directory / "tokenizer_config.json").read_text()).get("chat_template")
+    fields = json.loads((directory / "tokenizer_config.json").read_text())
+    found = fields.get("chat_template") if isinstance(fields, dict) else None
     if isinstance(found, list):  # several, by name
-        found = next((one["template"] for one in found if one.get("name") == "default"), None)
-    return found
+        by_name = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        found = by_name.get("default")
+    return found if isinstance(found, str) else None
 
 
 def from_tokenizers(
@@ -259,6 +266,8 @@ def from_tokenizers(
     Raises:
       ValueError: if the end of sequence is not in the vocabulary.
     """
+    if chat_template is not None:  # line ends as they are read from a file
+        chat_template = chat_template.replace("\r\n", "\n")
     backend = _JsonBackend(tokenizer, special_tokens, chat_template)
     bos, eos, pad = (
         tokenizer.token_to_id(special_tokens.get(name) or "")

@@ -47,7 +47,7 @@ def find(name: str | pathlib.Path) -> pathlib.Path:
         # One request, which fails at once where there is no network; others are tried several times.
         files = [file.rfilename for file in HfApi().model_info(hub_id, timeout=10).siblings or ()]
         weights = "*.safetensors" if any(f.endswith(".safetensors") for f in files) else "*.bin"
-        patterns = ["*.json", "*.model", weights]
+        patterns = ["*.json", "*.jinja", "*.model", weights]
         return pathlib.Path(snapshot_download(hub_id, allow_patterns=patterns))
     except Exception as error:  # many kinds, of the hub's library and of the network below it
         reason = shortened(str(error).strip().split("\n")[0])

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Iterable
 
 import jax
@@ -14,9 +15,10 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from gist_jax.data import instructions
+from gist_jax.data.mixture import Mixture
 from gist_jax.data.prompt_template import PromptTemplate
 from gist_jax.data.rows import count_cut
-from gist_jax.data.sources import EMBEDDED, Examples, Mixture, first, load_data
+from gist_jax.data.sources import EMBEDDED, Examples, first, load_data
 from gist_jax.data.token_cache import TokenCache, token_cache
 from gist_jax.data.tokenization import (
     SPECIAL_TOKENS,
@@ -101,6 +103,7 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
         model = checkpoint.config_for(tokenizer)
     _check_positions(config, splits, model)
     template = PromptTemplate.of_model(model, tokenizer, config.num_gist_tokens, config.data.template)
+    _check_room(config, template)
     examples = _training_examples(config, splits["train"], template, data.fingerprint)
     program = make_program(config, model, tokenizer.gist_id, mesh)
     if checkpoint is None:
@@ -119,6 +122,19 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
         _describe(config, workdir, tokenizer, described, data.fingerprint, resumes)
     distributed.wait_for_all("described")
     return Run(config, workdir, splits, examples, template, model, program, init)
+
+
+def _check_room(config: ConfigDict, template: PromptTemplate) -> None:
+    """Raises if a template writes so much that no room is left for texts."""
+    if template.chat is None:  # as `validate` checks it
+        return
+    least = len(template.prompt_ids("x", "", sys.maxsize))
+    # A long output takes up to half of a row.
+    if least >= min(config.data.max_length // 2, config.evaluation.max_input_length):
+        raise UserError(
+            "config.data.max_length and config.evaluation.max_input_length leave no room for texts: a "
+            f"chat without any has {least} tokens"
+        )
 
 
 def _training_examples(
