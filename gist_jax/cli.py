@@ -21,6 +21,7 @@ from gist_jax.compilation_cache import use_compilation_cache
 from gist_jax.errors import Stopped, UserError, shortened
 
 DTYPES = ("float32", "bfloat16")  # in which a model can compute
+OUTPUT_HELP = "directory to write, which must not exist yet"
 MODEL_HELP = "training workdir, directory in Hugging Face format, or hub id"
 
 

@@ -10,7 +10,7 @@ import argparse
 import pathlib
 from collections.abc import Callable
 
-from gist_jax.cli import DTYPES, MODEL_HELP, exit_on_user_error, parser, set_up_libraries
+from gist_jax.cli import DTYPES, MODEL_HELP, OUTPUT_HELP, exit_on_user_error, parser, set_up_libraries
 from gist_jax.data.tokenization import load_tokenizer
 from gist_jax.inference.load import load
 from gist_jax.interop import weight_diff
@@ -20,7 +20,6 @@ from gist_jax.io import atomic_directory, write_json
 from gist_jax.workdir import CONFIG, TOKENIZER, Description, write_model, write_params
 
 HUB = "directory in Hugging Face format, or hub id"
-OUTPUT = "directory to write, which must not exist yet"
 
 
 def _import(options: argparse.Namespace) -> None:
@@ -60,7 +59,7 @@ def main() -> None:
     ) -> argparse.ArgumentParser:
         subcommand = subcommands.add_parser(name, help=meaning)
         subcommand.set_defaults(run=run)
-        subcommand.add_argument("--output", required=True, type=pathlib.Path, help=OUTPUT)
+        subcommand.add_argument("--output", required=True, type=pathlib.Path, help=OUTPUT_HELP)
         return subcommand
 
     subcommand = add("import", _import, "make a workdir of a checkpoint, with a gist token")

@@ -12,13 +12,12 @@ import pathlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from gist_jax.cli import exit_on_user_error, parser
+from gist_jax.cli import OUTPUT_HELP, exit_on_user_error, parser
 from gist_jax.data.fields import Example, checked
 from gist_jax.data.files import read_records
 from gist_jax.errors import UserError
 from gist_jax.io import Path, atomic_directory
 
-OUTPUT = "directory to write, which must not exist yet"
 SIZE = 1000  # of validation_seen and validation_unseen
 EMPTY = "empty"  # stands for an output without text
 
@@ -111,7 +110,7 @@ def main() -> None:
     arguments.add_argument("--alpaca", required=True, help="alpaca_data.json")
     arguments.add_argument("--human", required=True, help="user_oriented_instructions.jsonl")
     arguments.add_argument("--self_instruct", help="all_instances_82K.jsonl; may be missing")
-    arguments.add_argument("--output", required=True, type=pathlib.Path, help=OUTPUT)
+    arguments.add_argument("--output", required=True, type=pathlib.Path, help=OUTPUT_HELP)
     arguments.add_argument("--tfds", help="folder in which to build the TFDS data set alpaca_plus too")
     options = arguments.parse_args()
     with exit_on_user_error():

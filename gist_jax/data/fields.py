@@ -89,6 +89,15 @@ def _chat(field: str) -> Callable[[Record], dict[str, Any]]:
     return example
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written: it has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def checked(example: Mapping[str, Any], number: int, where: object) -> Example:
     """The example as texts; a missing input, or null, is an empty text.
 
@@ -111,7 +120,7 @@ def checked(example: Mapping[str, Any], number: int, where: object) -> Example:
         problem = "must have an output that is a text"
     elif not isinstance(texts["input"] or "", str):
         problem = "has an input that is no text"
-    elif any("\ud800" <= c <= "\udfff" for text in texts.values() for c in text or ""):
+    elif not all(is_unicode(text or "") for text in texts.values()):
         problem = "is not valid Unicode"
     if problem:
         raise UserError(f"record {number} of {where} {problem}")

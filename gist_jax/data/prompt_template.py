@@ -122,19 +122,12 @@ class PromptTemplate:
 
     def encode_one(self, example: Example) -> EncodedExample:
         """The ids of an example."""
-        whole, own = self._input(example["input"])
-        instruction, output = self._instruction(example["instruction"]), self._output(example["output"])
-        return EncodedExample(
-            self._ids(instruction), self._ids(whole), self._ids(output), len(self._ids(own))
-        )
+        instruction, whole, output, own = map(self._ids, self._parts(example))
+        return EncodedExample(instruction, whole, output, len(own))
 
     def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
         """The ids of examples, many at a time: tokenizers are faster so, and use all cores."""
-        segments: list[Segments] = []
-        for example in examples:
-            whole, own = self._input(example["input"])
-            segments += [self._instruction(example["instruction"]), whole]
-            segments += [self._output(example["output"]), own]
+        segments = [segment for example in examples for segment in self._parts(example)]
         texts = [part for segment in segments for part in segment if isinstance(part, str)]
         encoded = iter(self.tokenizer.encode_batch(texts))
         ids = [
@@ -166,10 +159,6 @@ class PromptTemplate:
         """The number of ids between the gist tokens and the text of an input; 0 where they are text."""
         return 0 if self.chat is None else len(self._ids(self.chat.before_input()))
 
-    def prompt_length(self, instruction_length: int, input_length: int) -> int:
-        """The length of a prompt that is not cut."""
-        return instruction_length + len(self._gists) + input_length
-
     def cut_output(self, ids: Sequence[int], max_length: int | None = None) -> list[int]:
         """Ids of an output, at most `max_length`: the end of sequence stays."""
         if max_length is None or len(ids) <= max_length:
@@ -177,17 +166,23 @@ class PromptTemplate:
         return [*ids[: max_length - 1], self.tokenizer.eos_id]
 
     @property
-    def _gists(self) -> list[int]:
+    def gist_ids(self) -> list[int]:
+        """Ids of the gist tokens, and of the lone space before them that T5's prompts have."""
         gists = [self.tokenizer.gist_id] * self.num_gist_tokens
         if self.is_encoder_decoder and self.tokenizer.space_id is not None:
             return [self.tokenizer.space_id, *gists]
         return gists
 
     def _with_gists(self, ids: Sequence[int], max_length: int | None = None) -> list[int]:
-        gists = self._gists
+        gists = self.gist_ids
         if max_length is not None:
             ids = ids[: max(max_length - len(gists), 0)]
         return [*ids, *gists]
+
+    def _parts(self, example: Example) -> tuple[Segments, Segments, Segments, Segments]:
+        """Instruction, input, output, and what of the input comes before what asks for the output."""
+        whole, own = self._input(example["input"])
+        return self._instruction(example["instruction"]), whole, self._output(example["output"]), own
 
     def _instruction(self, instruction: str) -> Segments:
         if not instruction.strip():

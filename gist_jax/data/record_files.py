@@ -54,12 +54,9 @@ class ArrayRecords(Sequence[Record]):
     """The records of array_record files, each a JSON object, in the order of the files."""
 
     def __init__(self, files: Sequence[str]):
-        self.files = list(files)
-        self._open()
-
-    def _open(self) -> None:
         import grain
 
+        self.files = list(files)
         try:
             self._records = grain.sources.ArrayRecordDataSource(self.files)
             self._length = len(self._records)
@@ -81,12 +78,8 @@ class ArrayRecords(Sequence[Record]):
         return record
 
     # A worker process opens the files itself.
-    def __getstate__(self) -> dict[str, Any]:
-        return {"files": self.files}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.files = state["files"]
-        self._open()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArrayRecords, (self.files,)
 
 
 def open_array_records(pattern: str) -> Opened:

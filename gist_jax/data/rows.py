@@ -123,7 +123,7 @@ def count_cut(
     Args:
       lengths: of instruction, input and output in tokens, `[N, 3]`.
     """
-    prompts = lengths[:, 0] + lengths[:, 1] + template.prompt_length(0, 0)
+    prompts = lengths[:, 0] + lengths[:, 1] + len(template.gist_ids)
     if template.is_encoder_decoder:
         return int(np.sum((prompts > max_length) | (lengths[:, 2] > max_output_length)))
     return int(np.sum(prompts + lengths[:, 2] > max_length + 1))

@@ -11,11 +11,10 @@ A directory per split and tokenizer, under `~/.cache/gist_jax/tokens` or $XDG_CA
 import contextlib
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,11 +25,12 @@ from tqdm import tqdm
 from gist_jax.data.prompt_template import EncodedExample, PromptTemplate
 from gist_jax.data.sources import Examples
 from gist_jax.errors import UserError
-from gist_jax.io import read_json, user_cache
+from gist_jax.io import atomic_directory, read_json, user_cache
 
 VERSION = 1  # of what is cached: of the files, and of how text becomes ids
 CHUNK = 4096  # examples that are encoded at a time
 _CHECKSUMS = "checksums.json"
+_FILES = ("ids", "bounds", "own")
 
 
 class TokenCache(Sequence[EncodedExample]):
@@ -38,7 +38,7 @@ class TokenCache(Sequence[EncodedExample]):
 
     def __init__(self, directory: pathlib.Path):
         self._directory = directory
-        load = {name: np.load(directory / f"{name}.npy", mmap_mode="r") for name in _DTYPES}
+        load = {name: np.load(directory / f"{name}.npy", mmap_mode="r") for name in _FILES}
         self._ids, self._bounds, self._own = load["ids"], load["bounds"], load["own"]
 
     def __len__(self) -> int:
@@ -57,14 +57,8 @@ class TokenCache(Sequence[EncodedExample]):
         return f"TokenCache({len(self)} examples)"
 
     # A worker process opens the files itself.
-    def __getstate__(self) -> dict[str, Any]:
-        return {"directory": self._directory}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["directory"])  # type: ignore[misc]
-
-
-_DTYPES = {"ids": np.int32, "bounds": np.int64, "own": np.int32}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenCache, (self._directory,)
 
 
 def token_cache(
@@ -93,13 +87,8 @@ def token_cache(
                 shutil.rmtree(directory, ignore_errors=True)
                 for left in home.glob(f".*.{key}"):  # by a process that was killed
                     shutil.rmtree(left, ignore_errors=True)
-                tmp = home / f".{os.getpid()}.{key}"
-                tmp.mkdir()
-                try:
+                with atomic_directory(directory) as tmp:
                     _build(tmp, examples, template, description)
-                    os.replace(tmp, directory)
-                finally:
-                    shutil.rmtree(tmp, ignore_errors=True)
         return TokenCache(directory)
     except OSError as error:
         raise UserError(
@@ -120,17 +109,13 @@ def _is_sound(directory: pathlib.Path) -> bool:
     if not directory.exists():
         return False
     try:
-        sound = all(_checksum(directory / f"{name}.npy") == x for name, x in _read(directory))
+        checksums = read_json(directory / _CHECKSUMS)
+        sound = all(_checksum(directory / f"{name}.npy") == checksums.get(name) for name in _FILES)
     except (OSError, UserError):
         sound = False
     if not sound:
         logging.warning("the tokens in %s are damaged, and made again", directory)
     return sound
-
-
-def _read(directory: pathlib.Path) -> Iterator[tuple[str, int]]:
-    checksums = read_json(directory / _CHECKSUMS)
-    return ((name, checksums.get(name, -1)) for name in _DTYPES)
 
 
 def _build(
@@ -159,5 +144,5 @@ def _build(
     (directory / "raw").unlink()
     np.save(directory / "bounds.npy", bounds)
     np.save(directory / "own.npy", own)
-    checksums = {name: _checksum(directory / f"{name}.npy") for name in _DTYPES}
+    checksums = {name: _checksum(directory / f"{name}.npy") for name in _FILES}
     (directory / _CHECKSUMS).write_text(json.dumps(checksums))

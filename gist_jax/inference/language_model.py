@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from gist_jax.data.fields import is_unicode
 from gist_jax.data.prompt_template import PromptTemplate
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
@@ -306,7 +307,7 @@ def _texts(kind: str, texts: Sequence[str]) -> list[str]:
     if len(texts) == 0:
         raise UserError(f"there is no {kind}")
     for text in texts:
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if not is_unicode(text):
             raise UserError(f"the {kind} {text!r} is not valid Unicode")
     return list(texts)
 

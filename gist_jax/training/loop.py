@@ -18,11 +18,9 @@ from gist_jax.training.distributed import Preemption, is_first
 from gist_jax.training.metrics import MetricsWriter, NoMetrics
 from gist_jax.training.optimizer import make_schedule
 from gist_jax.training.run import Run
-from gist_jax.training.step import TrainState
+from gist_jax.training.step import SEGMENTS, TrainState
 from gist_jax.workdir import CHECKPOINTS
 
-# The fields of a batch that say where its tokens are; the rest is padding.
-SEGMENTS = ("segment", "decoder_segment")
 # Parameters and their step -> metrics by name, such as "validation_seen/rougeL".
 Evaluate = Callable[[Params, int], dict[str, float]]
 

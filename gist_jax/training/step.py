@@ -15,6 +15,9 @@ from gist_jax.models.model import Tokens
 from gist_jax.models.registry import merge
 from gist_jax.models.stack import Params
 
+# The fields of a batch that say where its tokens are; the rest is padding.
+SEGMENTS = ("segment", "decoder_segment")
+
 
 class TrainState(NamedTuple):
     """All that a step changes."""
@@ -138,10 +141,6 @@ def train_step(
     metrics = {
         "loss": loss / weight,
         "grad_norm": optax.tree.norm(grads),
-        "tokens": sum(
-            jnp.sum(batch[name] > 0, dtype=jnp.float32)
-            for name in ("segment", "decoder_segment")
-            if name in batch
-        ),
+        "tokens": sum(jnp.sum(batch[name] > 0, dtype=jnp.float32) for name in SEGMENTS if name in batch),
     }
     return TrainState(state.step + 1, params, opt_state), metrics
