@@ -16,7 +16,7 @@ from gist_jax.data.sources import Examples
 from gist_jax.data.token_cache import TokenCache
 
 WINDOW = 16  # batches whose examples are sorted by length together
-CHUNK = 64  # examples that a worker process hands over at a time
+CHUNK = 64  # examples that are read, and that a worker process hands over, at a time
 
 
 def _named(batch: dict[str, np.ndarray]) -> Batch:
@@ -28,19 +28,44 @@ def _named(batch: dict[str, np.ndarray]) -> Batch:
     return named
 
 
-class _Rows(grain.MapDataset):
-    """Some rows of every batch, in the order of the batches."""
+def _batch(rows: list[Batch]) -> Batch:
+    """Rows that are padded to one length, as a batch."""
+    return _named({name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
-    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: np.ndarray):
+
+class _Together(grain.MapDataset):
+    """Lists of some rows of every batch, read together: many records a time are read far faster."""
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: Sequence[int] | None = None):
         super().__init__(parent)
-        self._batch_size, self._rows = batch_size, rows
+        self._batch_size = batch_size
+        self._rows = range(batch_size) if rows is None else rows
 
     def __len__(self) -> int:
-        return len(self._parent) // self._batch_size * len(self._rows)
+        return len(self._parent) // self._batch_size
 
-    def __getitem__(self, index: int) -> Any:
-        batch, row = divmod(index, len(self._rows))
-        return self._parent[batch * self._batch_size + int(self._rows[row])]
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        return self._parent._getitems([index * self._batch_size + row for row in self._rows])
+
+
+class _Ahead(grain.MapDataset):
+    """The elements one by one, of which as many as a chunk has are read together."""
+
+    def __init__(self, parent: grain.MapDataset):
+        super().__init__(parent)
+        self._chunks = _Together(parent, CHUNK)
+        self._read: tuple[int, Any] = (-1, [])
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index: Any) -> Any:
+        chunk, place = divmod(index, CHUNK)
+        if self._read[0] != chunk:
+            self._read = chunk, self._chunks[chunk]
+        return self._read[1][place]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +97,7 @@ class _Bucketed(grain.experimental.FlatMapTransform):
             needed = max(len(row[name]) for row in rows)
             lengths[name] = min([x for x in self.buckets if needed <= x < longest], default=longest)
         padded = [Pad(lengths, self.pad_id).map(row) for row in rows]
-        return _named({name: np.stack([row[name] for row in padded]) for name in padded[0]})
+        return _batch(padded)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,20 +177,19 @@ def training_batches(
     # To hand small examples over from a thread takes longer than to tokenize them.
     no_thread = grain.ReadOptions(num_threads=0)
     if not pack and not buckets:
-        padded = _Rows(dataset.map(Pad(lengths, pad_id)), batch_size, rows)
-        padded = padded.batch(len(rows), drop_remainder=True)
-        return iter(of_workers(padded.map(_named).to_iter_dataset(one_thread)))
+        padded = _Together(dataset.map(Pad(lengths, pad_id)), batch_size, rows.tolist())
+        return iter(of_workers(padded.map(_batch).to_iter_dataset(one_thread)))
     if pack:
-        singles = dataset.to_iter_dataset(no_thread)
+        singles = _Ahead(dataset).to_iter_dataset(no_thread)
         if workers:
-            chunks = dataset.batch(CHUNK, batch_fn=list).to_iter_dataset(one_thread)
+            chunks = _Together(dataset, CHUNK).to_iter_dataset(one_thread)
             singles = grain.experimental.FlatMapIterDataset(of_workers(chunks), _Unchunk())
         packed = grain.experimental.FirstFitPackIterDataset(
             singles, length_struct=lengths, num_packing_bins=batch_size
         )
         batches = packed.batch(batch_size, drop_remainder=True).map(_named)
     else:
-        windows = dataset.batch(WINDOW * batch_size, batch_fn=list).to_iter_dataset(one_thread)
+        windows = _Together(dataset, WINDOW * batch_size).to_iter_dataset(one_thread)
         bucketed = _Bucketed(lengths, tuple(buckets), batch_size, pad_id)
         batches = grain.experimental.FlatMapIterDataset(of_workers(windows), bucketed)
     return iter(batches.map(lambda batch: {name: x[rows] for name, x in batch.items()}))

@@ -67,9 +67,25 @@ class ArrayRecords(Sequence[Record]):
         return self._length
 
     def __getitem__(self, index: Any) -> Any:
+        return self.__getitems__([index])[0]
+
+    # The name that other data sources have for it, too. One record takes 390 µs to read, 64 at a time a
+    # fraction of that each.
+    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
         try:
-            record = json.loads(self._records[index])
+            read = self._records.__getitems__(indices)
         except Exception as error:  # of several kinds, for files that are damaged
+            if len(indices) > 1:  # one of them says that it is it
+                return [self[i] for i in indices]
+            raise UserError(
+                f"cannot read record {indices[0]} of {self.files[0]}: {shortened(error)}"
+            ) from None
+        return [self._record(*pair) for pair in zip(indices, read, strict=True)]
+
+    def _record(self, index: int, read: bytes) -> Record:
+        try:
+            record = json.loads(read)
+        except ValueError as error:
             raise UserError(
                 f"cannot read record {index} of {self.files[0]}: {shortened(error)}"
             ) from None
