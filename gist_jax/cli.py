@@ -103,9 +103,16 @@ def positive_ints(text: str) -> list[int]:
 
 
 def add_model(arguments: argparse.ArgumentParser) -> None:
-    """Adds --model and --dtype."""
+    """Adds --model, --dtype and what `add_adapter` adds."""
     arguments.add_argument("--model", required=True, help=MODEL_HELP)
     arguments.add_argument("--dtype", default="float32", choices=DTYPES)
+    add_adapter(arguments)
+
+
+def add_adapter(arguments: argparse.ArgumentParser) -> None:
+    """Adds --adapter and --base, see `gist_jax.inference.load.load`."""
+    arguments.add_argument("--adapter", help="adapter to use with --model, which is its base")
+    arguments.add_argument("--base", help="of an adapter given as --model, if it moved")
 
 
 def add_config(arguments: argparse._ActionsContainer, **options: Any) -> None:

@@ -17,10 +17,15 @@ def main() -> None:
     arguments.add_argument(
         "--output", type=output_file, required=True, help="file to write, *.gist.safetensors"
     )
+    arguments.add_argument(
+        "--num_gist_tokens", type=int, help="one of the numbers the model knows; by default the largest"
+    )
     options = arguments.parse_args()
     with exit_on_user_error():
         set_up_libraries()
-        gists = load(options.model, dtype=options.dtype).compress(options.instruction)
+        gists = load(
+            options.model, dtype=options.dtype, adapter=options.adapter, base=options.base
+        ).compress(options.instruction, num_gist_tokens=options.num_gist_tokens)
         gists.save(options.output)
         print(f"{options.output}: {len(gists)} instruction(s), {gists.nbytes:,} bytes")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from gist_jax.cli import DTYPES, MODEL_HELP, OUTPUT_HELP, exit_on_user_error, parser, set_up_libraries
 from gist_jax.data.tokenization import load_tokenizer
-from gist_jax.inference.load import load
+from gist_jax.inference.load import export_adapter, is_adapter, load
 from gist_jax.interop import weight_diff
 from gist_jax.interop.export import EXPORT_DTYPES
 from gist_jax.interop.huggingface import Checkpoint, find
@@ -37,7 +37,14 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    load(options.model).export(options.output, options.dtype)
+    if is_adapter(options.model):
+        print(
+            "an adapter acts at gist tokens only, so that it cannot be merged into its base: it is "
+            "written as it is, and the gist caches that it makes serve with the bare base"
+        )
+        export_adapter(options.model, options.output)
+    else:
+        load(options.model).export(options.output, options.dtype)
 
 
 def _recover(options: argparse.Namespace) -> None:
@@ -65,7 +72,7 @@ def main() -> None:
     subcommand = add("import", _import, "make a workdir of a checkpoint, with a gist token")
     subcommand.add_argument("--model", required=True, help=HUB)
     subcommand.add_argument("--dtype", default="float32", choices=DTYPES)
-    subcommand = add("export", _export, "write a model in Hugging Face format")
+    subcommand = add("export", _export, "write a model in Hugging Face format, or an adapter alone")
     subcommand.add_argument("--model", required=True, help=MODEL_HELP)
     subcommand.add_argument("--dtype", default="float32", choices=EXPORT_DTYPES)
     subcommand = add("recover", _recover, "add a weight diff to the weights it was made against")

@@ -7,7 +7,15 @@ python -m gist_jax.evaluate --predictions=preds.csv
 import argparse
 import pathlib
 
-from gist_jax.cli import DTYPES, MODEL_HELP, exit_on_user_error, output_file, parser, set_up_libraries
+from gist_jax.cli import (
+    DTYPES,
+    MODEL_HELP,
+    add_adapter,
+    exit_on_user_error,
+    output_file,
+    parser,
+    set_up_libraries,
+)
 from gist_jax.data.sources import EMBEDDED, first, load_splits
 from gist_jax.errors import UserError
 from gist_jax.evaluation.predict import predict, read_predictions
@@ -36,6 +44,7 @@ def main() -> None:
     same = "by default as the run evaluates itself"
     arguments.add_argument("--dtype", choices=DTYPES, help=same)
     arguments.add_argument("--source", help=f"data, as config.data.source; {same}")
+    add_adapter(arguments)
     for name, meaning in FIELDS.items():
         arguments.add_argument(f"--{name}", type=int, help=f"{meaning}; {same}")
     options = arguments.parse_args()
@@ -67,7 +76,7 @@ def _predict(options: argparse.Namespace) -> list[dict[str, str]]:
     if options.split not in splits:
         raise UserError(f"there is no split {options.split!r}: choose from {', '.join(splits)}")
     chosen = first(splits[options.split], settings.pop("num_examples"))
-    model = load(options.model, dtype=dtype)
+    model = load(options.model, dtype=dtype, adapter=options.adapter, base=options.base)
     records = predict(model, chosen, **settings, description=options.split)
     if options.output:
         write_csv(options.output, records)

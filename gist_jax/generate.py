@@ -29,7 +29,9 @@ def main() -> None:
     with exit_on_user_error():
         set_up_libraries()
         gists = GistCache.load(options.gist) if options.gist else None
-        outputs = load(options.model, dtype=options.dtype).generate(
+        outputs = load(
+            options.model, dtype=options.dtype, adapter=options.adapter, base=options.base
+        ).generate(
             gists,
             inputs=options.input,
             instructions=options.instruction,

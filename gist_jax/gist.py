@@ -48,12 +48,40 @@ def layout_of(tokens: jax.Array, gist_token: int, segment: jax.Array | None = No
     return Layout(segment.astype(jnp.int32), span, is_gist)
 
 
+def without_gists(
+    tokens: jax.Array, layout: Layout, space_token: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """The same rows as if no gist token were in them, every other token in its slot.
+
+    Args:
+      tokens: int `[B, T]`, of the layout.
+      space_token: that of the lone space which T5's prompts have before their gist tokens.
+
+    Returns:
+      Tokens and segment, `[B, T]`, both 0 where the gist tokens were, and the space before them.
+    """
+    hidden = layout.is_gist
+    if space_token is not None:
+        before_gist = jnp.pad(layout.is_gist[:, 1:], ((0, 0), (0, 1)))
+        hidden = hidden | (before_gist & (tokens == space_token))
+    return jnp.where(hidden, 0, tokens), jnp.where(hidden, 0, layout.segment)
+
+
 def positions_of(segment: jax.Array) -> jax.Array:
-    """Position of every token within its own segment: `[B, T]` int32 from `[B, T]`, 0 where padded."""
+    """Position of every token within its own segment: `[B, T]` int32 from `[B, T]`, 0 where padded.
+
+    Padding inside of a segment does not count: 1 1 0 1 2 2 -> 0 1 0 2 0 1.
+    """
+    valid = segment > 0
+    counted = valid.astype(jnp.int32)
     index = jnp.arange(segment.shape[1], dtype=jnp.int32)[None]
-    starts = jnp.pad(segment[:, 1:] != segment[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    start = jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
-    return jnp.where(segment > 0, index - start, 0)
+    # The segment of the last token up to here, and of that before it.
+    last = jax.lax.cummax(jnp.where(valid, index, 0), axis=1)
+    filled = jnp.take_along_axis(segment, last, axis=1)
+    starts = jnp.pad(filled[:, 1:] != filled[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    count = jnp.cumsum(counted, axis=1)
+    before = jax.lax.cummax(jnp.where(starts, count - counted, 0), axis=1)
+    return jnp.where(valid, count - 1 - before, 0)
 
 
 def following(layout: Layout, segment: jax.Array) -> Layout:

@@ -32,6 +32,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "vocab": "tensor",
     "buckets": None,
     "norm": None,
+    "rank": None,  # of an adapter
     # of activations
     "batch": ("data", "fsdp"),
     "lookup": "data",  # rows, where their columns are split as those of an embedding

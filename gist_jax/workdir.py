@@ -7,6 +7,13 @@ tokenizer/       see gist_jax.data.tokenization
 checkpoints/     Orbax, one directory a step
 metrics.jsonl    losses and evaluations by step
 predictions/     what the model wrote in evaluations, a CSV file each
+
+Of an adapter's run the checkpoints hold the adapter alone; model.json says where its base is. An adapter
+that is taken out of its run is a directory of its own:
+
+model.json              as above
+tokenizer/              as above
+adapter.safetensors     its parameters, named by their paths, with stacked layers
 """
 
 import dataclasses
@@ -16,21 +23,34 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
+from safetensors.flax import load_file, save_file
 
 from gist_jax.errors import UserError, shortened
 from gist_jax.io import Path, read_json, write_json
 from gist_jax.models import registry
+from gist_jax.models.adapter import AdapterConfig
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
+from gist_jax.sharding import with_shardings
 
-FORMAT = 1  # of a workdir; a reader takes this one and all that were numbered before it
+FORMAT = 2  # of a workdir; a reader takes this one and all that were numbered before it
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
 DATA = "data.json"
 METRICS = "metrics.jsonl"
 MODEL = "model.json"
+ADAPTER = "adapter.safetensors"
 TOKENIZER = "tokenizer"
+
+
+class AdapterDescription(NamedTuple):
+    """What model.json says of an adapter."""
+
+    config: AdapterConfig
+    base: str  # path or hub id of the model that it was trained beside
+    fingerprint: str  # of that model
 
 
 class Description(NamedTuple):
@@ -38,21 +58,29 @@ class Description(NamedTuple):
 
     config: ModelConfig
     condition: str
-    num_gist_tokens: int
+    num_gist_tokens: int  # the most that it was trained with
     template: str  # `PromptTemplate.name`
+    gist_token_choices: tuple[int, ...] = ()  # all numbers it was trained with, if there are several
+    adapter: AdapterDescription | None = None  # then the parameters are the adapter's, beside a base
 
 
 def write_model(workdir: pathlib.Path, described: Description) -> None:
     """Writes model.json."""
-    config = described.config
-    description = {
-        "format": FORMAT,
+    config, adapter = described.config, described.adapter
+    description: dict[str, Any] = {
+        # Versions of gist_jax that knew of no adapters knew format 1.
+        "format": 1 if adapter is None else FORMAT,
         "family": config.family,
         "config": dataclasses.asdict(config),
         "condition": described.condition,
         "num_gist_tokens": described.num_gist_tokens,
         "template": described.template,
     }
+    if described.gist_token_choices:
+        description["gist_token_choices"] = described.gist_token_choices
+    if adapter is not None:
+        of_base = {"base": adapter.base, "fingerprint": adapter.fingerprint}
+        description["adapter"] = {**dataclasses.asdict(adapter.config), **of_base}
     write_json(workdir / MODEL, description)
 
 
@@ -72,7 +100,14 @@ def read_model(workdir: pathlib.Path) -> Description:
     try:
         config = registry.FAMILIES[description["family"]].config(**description["config"])
         given = description["condition"], description["num_gist_tokens"]
-        return Description(config, *given, description.get("template", "paper"))
+        template = description.get("template", "paper")
+        choices = tuple(description.get("gist_token_choices", ()))
+        if (fields := description.get("adapter")) is not None:
+            fields = dict(fields)
+            of_base = fields.pop("base"), fields.pop("fingerprint")
+            shape = AdapterConfig(**{**fields, "targets": tuple(fields["targets"])})
+            fields = AdapterDescription(shape, *of_base)
+        return Description(config, *given, template, choices, fields)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} describes no model: {shortened(error)}") from None
 
@@ -117,8 +152,11 @@ def write_params(workdir: pathlib.Path, params: Params) -> None:
         checkpoints.save_checkpointables(0, {"params": params})
 
 
-def read_params(workdir: pathlib.Path) -> tuple[Params, int]:
+def read_params(workdir: pathlib.Path, shardings: Any = None) -> tuple[Params, int]:
     """Stacked parameters of the best checkpoint (of the last, if none was evaluated), and its step.
+
+    Args:
+      shardings: one for every parameter; None puts all on the first device.
 
     Raises:
       UserError: if there is no checkpoint yet, or it cannot be read, or it is of another model than
@@ -126,14 +164,16 @@ def read_params(workdir: pathlib.Path) -> tuple[Params, int]:
     """
     from orbax.checkpoint import v1 as ocp
 
-    config = read_model(workdir).config
+    described = read_model(workdir)
+    if (workdir / ADAPTER).exists():
+        return _read_adapter(workdir, described), 0
     directory = workdir / CHECKPOINTS
     metric = read_json(workdir / CONFIG).get("checkpoint", {}).get("metric", "")
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    wanted = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        jax.eval_shape(lambda: registry.init(config, jax.random.key(0))),
-    )
+    wanted = _shapes(described)
+    if shardings is None:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: device, wanted)
+    wanted = with_shardings(wanted, shardings)
     if not directory.is_dir():
         raise UserError(f"{workdir} has no checkpoint yet")
     try:
@@ -153,6 +193,30 @@ def read_params(workdir: pathlib.Path) -> tuple[Params, int]:
     except Exception as error:  # of many kinds, of Orbax and TensorStore, for damaged files
         raise UserError(f"a checkpoint of {workdir} cannot be read: {shortened(error)}") from None
     return loaded["params"], step
+
+
+def write_adapter(directory: pathlib.Path, params: Params) -> None:
+    """Writes an adapter's parameters, with stacked layers, beside its model.json."""
+    save_file(flatten_dict(params, sep="/"), directory / ADAPTER)
+
+
+def _read_adapter(directory: pathlib.Path, described: Description) -> Params:
+    """Parameters that `write_adapter` has written, on the first device."""
+    try:
+        params = unflatten_dict(load_file(directory / ADAPTER), sep="/")
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"cannot read {directory / ADAPTER}: {shortened(error)}") from None
+    _check_shapes(directory, _shapes(described), params)
+    return params
+
+
+def _shapes(described: Description) -> Params:
+    """ShapeDtypeStructs of what a workdir's checkpoints hold."""
+    key = jax.random.key(0)
+    if described.adapter is None:
+        return jax.eval_shape(lambda: registry.init(described.config, key))
+    shape = described.adapter.config
+    return jax.eval_shape(lambda: registry.init_adapter(described.config, shape, key))
 
 
 def _check_shapes(workdir: pathlib.Path, wanted: Params, saved: Params) -> None:

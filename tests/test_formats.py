@@ -15,7 +15,7 @@ from safetensors.flax import save_file
 
 import gist_jax
 from gist_jax.errors import UserError
-from gist_jax.inference.language_model import base_fingerprint
+from gist_jax.inference.fingerprint import base_fingerprint
 from gist_jax.models.config import LlamaConfig
 from gist_jax.training import config as training_config
 from gist_jax.training.loop import train

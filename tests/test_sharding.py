@@ -61,7 +61,7 @@ def test_bfloat16_steps_change_float32_master_weights():
         step = compiled_step(program)
         for _ in range(3):
             batch = random_batch(MODELS["llama"], rows=16)
-            state, _ = step(state, jax.device_put(batch, program.batch_sharding))
+            state, _ = step(state, jax.device_put(batch, program.batch_sharding), None)
     change = np.abs(state.params["embedding"] - before["embedding"])
     assert state.params["embedding"].dtype == np.float32
     assert 2e-6 < np.max(change) < 4e-6
@@ -75,7 +75,7 @@ def test_dropout_depends_on_seed_and_step():
         state = program.create(jax.device_put(start("t5"), program.param_shardings))
         step = compiled_step(program)
         for _ in range(2):  # whose updates are nothing
-            state, metrics = step(state, batch)
+            state, metrics = step(state, batch, None)
             losses.append(float(metrics["loss"]))
     losses.append(losses_of("t5", dropout=0.2, seed=1, steps=1)[0])
     losses.append(losses_of("t5", steps=1)[0])

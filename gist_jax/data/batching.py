@@ -11,7 +11,7 @@ from absl import flags
 
 from gist_jax.data.mixture import Mixture, Selection
 from gist_jax.data.prompt_template import PromptTemplate
-from gist_jax.data.rows import Batch, Encode, Pad, make_row, row_lengths
+from gist_jax.data.rows import AnyNumberOfGistTokens, Batch, Encode, Pad, make_row, row_lengths
 from gist_jax.data.sources import Examples
 from gist_jax.data.token_cache import TokenCache
 
@@ -135,6 +135,7 @@ def training_batches(
     max_output_length: int,
     pack: bool,
     seed: int,
+    gist_token_choices: Sequence[int] = (),
     buckets: Sequence[int] = (),
     workers: int = 0,
     rows: np.ndarray | None = None,
@@ -148,6 +149,8 @@ def training_batches(
     one example a row, so that `batch_size` counts examples.
 
     Args:
+      gist_token_choices: numbers of gist tokens of which every example draws one, in place of the
+        template's.
       buckets: shorter lengths that the rows of a batch may have, where its examples are short.
       workers: processes that tokenize; 0: this one.
       rows: which rows of every batch this process needs; all by default. Packed rows depend on all
@@ -160,7 +163,12 @@ def training_batches(
     rows = np.arange(batch_size) if rows is None else rows
     lengths = row_lengths(template.is_encoder_decoder, max_length, max_output_length)
     lengths = {name: n for name, n in lengths.items() if not name.endswith("segment")}
-    dataset = _encoded(examples, template, seed).map(make_row(template, max_length, max_output_length))
+    dataset = _encoded(examples, template, seed)
+    row = make_row(template, max_length, max_output_length, gist_token_choices)
+    if isinstance(row, AnyNumberOfGistTokens):
+        dataset = dataset.random_map(row, seed=seed)
+    else:
+        dataset = dataset.map(row)
     pad_id = template.tokenizer.pad_id
 
     def of_workers(dataset: grain.IterDataset) -> grain.IterDataset:

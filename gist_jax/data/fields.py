@@ -23,12 +23,15 @@ CHATS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 _ROLES = {"human": "user", "gpt": "assistant"}  # of ShareGPT
 
 
-def mapping(chosen: Mapping[str, str], record: Record) -> Callable[[Record], dict[str, Any]]:
+def mapping(
+    chosen: Mapping[str, str], record: Record, labelled: bool = True
+) -> Callable[[Record], dict[str, Any]]:
     """What makes an example of a record, unchecked.
 
     Args:
       chosen: the names of fields that are instruction, input and output, or one of READY and CHATS under
         "fields". Empty: the first of these that suits the record.
+      labelled: whether records must have an output.
 
     Raises:
       UserError: if a name is not known, or no field of the record.
@@ -50,7 +53,8 @@ def mapping(chosen: Mapping[str, str], record: Record) -> Callable[[Record], dic
         if name in record:
             return ready[name]
     for name, fields in READY.items():
-        if {fields["instruction"], fields["output"]} <= record.keys():
+        needed = {fields["instruction"], fields["output"]} if labelled else {fields["instruction"]}
+        if needed <= record.keys():
             return ready[name]
     return ready["alpaca"]  # which says what is missing
 

@@ -169,9 +169,13 @@ class PromptTemplate:
     def gist_ids(self) -> list[int]:
         """Ids of the gist tokens, and of the lone space before them that T5's prompts have."""
         gists = [self.tokenizer.gist_id] * self.num_gist_tokens
-        if self.is_encoder_decoder and self.tokenizer.space_id is not None:
-            return [self.tokenizer.space_id, *gists]
-        return gists
+        space = self.space_before_gists
+        return gists if not gists or space is None else [space, *gists]
+
+    @property
+    def space_before_gists(self) -> int | None:
+        """The id of the lone space that T5's prompts have before their gist tokens; None: none."""
+        return self.tokenizer.space_id if self.is_encoder_decoder else None
 
     def _with_gists(self, ids: Sequence[int], max_length: int | None = None) -> list[int]:
         gists = self.gist_ids

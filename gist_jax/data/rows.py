@@ -1,6 +1,7 @@
 """From an example's ids to rows of fixed length: what is read and predicted, and where the loss is."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import grain
 import numpy as np
@@ -82,6 +83,19 @@ class EncoderDecoderExample(grain.transforms.Map):
 
 
 @dataclasses.dataclass(frozen=True)
+class AnyNumberOfGistTokens(grain.transforms.RandomMap):
+    """Turns an example into a row with a number of gist tokens that is drawn for it.
+
+    What is drawn depends on the seed and the example's place in the endless stream: its epoch and index.
+    """
+
+    rows: Sequence[grain.transforms.Map]  # one for each number
+
+    def random_map(self, example: EncodedExample, rng: np.random.Generator) -> Batch:
+        return self.rows[int(rng.integers(len(self.rows)))].map(example)
+
+
+@dataclasses.dataclass(frozen=True)
 class Pad(grain.transforms.Map):
     """Pads an example at the end, and says where its tokens are, as packing does.
 
@@ -108,8 +122,18 @@ def row_lengths(is_encoder_decoder: bool, max_length: int, max_output_length: in
     return {"tokens": max_length, "segment": max_length, **dict.fromkeys(of_output, max_output_length)}
 
 
-def make_row(template: PromptTemplate, max_length: int, max_output_length: int) -> grain.transforms.Map:
-    """What turns an example's ids into the fields of a row, not padded yet."""
+def make_row(
+    template: PromptTemplate, max_length: int, max_output_length: int, choices: Sequence[int] = ()
+) -> grain.transforms.Map | AnyNumberOfGistTokens:
+    """What turns an example's ids into the fields of a row, not padded yet.
+
+    Args:
+      choices: numbers of gist tokens to draw from, in place of the template's.
+    """
+    if len(choices) > 1:
+        templates = (dataclasses.replace(template, num_gist_tokens=k) for k in choices)
+        rows = tuple(make_row(each, max_length, max_output_length) for each in templates)
+        return AnyNumberOfGistTokens(rows)
     if template.is_encoder_decoder:
         return EncoderDecoderExample(template, max_length, max_output_length)
     return DecoderOnlyExample(template, max_length)

@@ -47,6 +47,7 @@ class Mapped:
     records: Sequence[Record]
     example: Callable[[Record], Mapping[str, Any]]
     where: str
+    labelled: bool = True  # False: the records need no outputs, and what they have does not count
 
     def __len__(self) -> int:
         return len(self.records)
@@ -54,7 +55,17 @@ class Mapped:
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is not in 0..{len(self) - 1}")
-        return checked(self.example(self.records[index]), index, self.where)
+        return self._checked(index, self.records[index])
+
+    # Grain calls it for what it needs at a time, which some sources read faster than one by one.
+    def _getitems(self, indices: Sequence[int]) -> list[Example]:
+        together = getattr(self.records, "__getitems__", None)
+        read = together(indices) if together else [self.records[i] for i in indices]
+        return [self._checked(*pair) for pair in zip(indices, read, strict=True)]
+
+    def _checked(self, index: int, record: Record) -> Example:
+        example = self.example(record)
+        return checked(example if self.labelled else {**example, "output": ""}, index, self.where)
 
     # Grain calls it for what it needs at a time, which some sources read faster than one by one.
     def _getitems(self, indices: Sequence[int]) -> list[Example]:
@@ -83,13 +94,14 @@ def load_splits(source: str) -> dict[str, Examples]:
     return load_data(source).splits
 
 
-def load_data(source: str) -> Data:
+def load_data(source: str, labelled: bool = True) -> Data:
     """Opens a source, or a mixture of several.
 
     Files are read whole; datasets and record files are read when an example is asked for.
 
     Args:
       source: a line as the module's text describes it.
+      labelled: False: the records need no outputs; those of the examples are empty.
 
     Raises:
       UserError: in one sentence, if there is no such source or it holds no examples.
@@ -100,7 +112,7 @@ def load_data(source: str) -> Data:
     weighed = [re.fullmatch(r"(?:([0-9.]+)\s*\*\s*)?(.+)", line) for line in lines]
     single = len(lines) == 1 and (weighed[0] is None or weighed[0][1] is None)
     if single or _exists(source):  # whatever is in its name
-        return _load_one(source)
+        return _load_one(source, labelled)
     weights, parts = list[Fraction](), []
     for line, found in zip(lines, weighed, strict=True):
         try:
@@ -110,7 +122,7 @@ def load_data(source: str) -> Data:
         if found is None or weight <= 0:
             raise UserError(f"a part of the mixture {source!r} is {line!r}: write WEIGHT*SOURCE")
         weights.append(weight)
-        parts.append(_load_one(found[2]))
+        parts.append(_load_one(found[2], labelled))
     shares = [weight / sum(weights) for weight in weights]
     if math.lcm(*(share.denominator for share in shares)) > FINEST:
         raise UserError(f"the weights of the mixture {source!r} are too fine: write fewer digits")
@@ -128,7 +140,7 @@ def load_data(source: str) -> Data:
     return Data(splits, _hash(*said))
 
 
-def _load_one(source: str) -> Data:
+def _load_one(source: str, labelled: bool) -> Data:
     if source == EMBEDDED:
         splits: dict[str, Examples] = {name: instructions.Corpus(name) for name in instructions.SPLITS}
         return Data(splits, EMBEDDED)
@@ -150,7 +162,7 @@ def _load_one(source: str) -> Data:
     for name, (records, where) in opened.splits.items():
         if not len(records):
             raise UserError(f"{where} has no records")
-        mapped = Mapped(records, mapping(options, records[0]), where)
+        mapped = Mapped(records, mapping(options, records[0], labelled), where, labelled)
         splits[name] = list(mapped) if isinstance(records, list) else mapped
     return Data(splits, _hash(str(sorted(options.items())), *opened.digests))
 
@@ -205,3 +217,22 @@ def first(examples: Examples, count: int) -> list[Example]:
         shares = zip(examples.parts, examples.weights, strict=True)
         return [example for part, share in shares for example in first(part, round(count * share))]
     return [examples[i] for i in range(min(count, len(examples)))]
+
+
+@dataclasses.dataclass(frozen=True)
+class _First(Sequence[Example]):
+    """The first examples of a split, read when they are asked for."""
+
+    examples: Examples
+    most: int
+
+    def __len__(self) -> int:
+        return min(self.most, len(self.examples))
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.examples[index]
+
+
+def limited(examples: Examples, count: int | None) -> Examples:
+    """The split as it is, or its first so many examples, read when they are asked for."""
+    return examples if count is None else _First(examples, count)

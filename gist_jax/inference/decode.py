@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from gist_jax.inference.gist_cache import GistCache
 from gist_jax.inference.prefill import Prefilled, decode_bias, prefill
 from gist_jax.inference.sampling import Sampling, sample
+from gist_jax.models.adapter import Adapter
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.model import DecodeState, Model
 from gist_jax.models.registry import merge
@@ -103,6 +104,7 @@ def generate(
     condition: str,
     gist_token: int,
     max_new: int,
+    adapter: Adapter | None = None,
 ) -> jax.Array:
     """Generates an output for every row of a ragged batch.
 
@@ -117,6 +119,7 @@ def generate(
       eos_token: int scalar. A row ends with it.
       sampling: None is greedy.
       max_new: the most that `limit` may be; the size of the cache depends on it.
+      adapter: with unrolled layers, acts at the gist tokens of whole prompts.
 
     Returns:
       int32 `[B, max_new]`; after its end of sequence a row is filled with eos_token.
@@ -124,7 +127,8 @@ def generate(
     batch = tokens.shape[0]
     model = merge(params, config)
     settings: dict[str, Any] = dict(condition=condition, gist_token=gist_token, max_new=max_new)
-    prefilled, state = prefill(model, tokens, segment, prefix, **settings)
+    adapted = merge(params, config, adapter)
+    prefilled, state = prefill(adapted, tokens, segment, prefix, **settings)
 
     row_keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.arange(batch))
 

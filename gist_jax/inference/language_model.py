@@ -2,13 +2,11 @@
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -19,41 +17,15 @@ from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
 from gist_jax.inference.buckets import bucket, padded_rows
 from gist_jax.inference.decode import generate
+from gist_jax.inference.fingerprint import adapter_fingerprint, base_fingerprint
 from gist_jax.inference.gist_cache import GistCache, Origin
 from gist_jax.inference.prefill import compress
-from gist_jax.inference.sampling import Sampling
+from gist_jax.inference.sampling import Sampling, make_sampling
 from gist_jax.interop.export import export
+from gist_jax.models.adapter import Adapter
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params, unstacked
 from gist_jax.sharding import named_sharding, num_shards
-
-
-def base_fingerprint(params: Params, config: ModelConfig) -> str:
-    """A short hash of every parameter, and of what the model computes with them.
-
-    Parameters are rounded to bfloat16 first, so that a model keeps its fingerprint in every dtype.
-    Fields of the configuration that have their default do not count, so that it keeps it when there are
-    new ones.
-    """
-    said = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if getattr(config, field.name) != field.default and not field.name.startswith("initializer")
-    }
-    digest = hashlib.sha256(f"{config.family} {sorted(said.items())}".encode())
-    digest.update(np.asarray(_checksums(jax.tree.leaves(params))).tobytes())
-    return digest.hexdigest()[:16]
-
-
-@jax.jit
-def _checksums(leaves: list[jax.Array]) -> jax.Array:
-    def checksum(x: jax.Array) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16).reshape(-1)
-        # Weighted by place: a plain sum would not see values exchanged.
-        weights = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1
-        return jnp.sum(bits.astype(jnp.uint32) * weights, dtype=jnp.uint32)
-
-    return jnp.stack([checksum(x) for x in leaves])
 
 
 def _for_inference(params: Params, dtype: str) -> Params:
@@ -69,12 +41,14 @@ class LanguageModel:
     """
 
     config: ModelConfig
-    params: Params  # with unrolled layers, in the dtype of the computation
+    params: Params  # of the base, with unrolled layers, in the dtype of the computation
     tokenizer: Tokenizer
-    num_gist_tokens: int
+    num_gist_tokens: int  # the most that it was trained with
     condition: str  # the attention mask the model was trained with
     template_name: str = "paper"  # of how prompts are written, see `PromptTemplate.name`
     mesh: Mesh | None = None  # of the devices that share the rows of a batch; None: one device
+    gist_token_choices: tuple[int, ...] = ()  # other numbers it was trained with
+    adapter: Adapter | None = None  # what acts at gist tokens, in the form of the base's parameters
 
     @classmethod
     def from_params(
@@ -89,6 +63,8 @@ class LanguageModel:
         dtype: str = "float32",
         param_shardings: Any = None,
         mesh: Mesh | None = None,
+        gist_token_choices: tuple[int, ...] = (),
+        adapter: Adapter | None = None,
     ) -> "LanguageModel":
         """Casts stacked parameters once and unrolls their layers.
 
@@ -98,13 +74,22 @@ class LanguageModel:
         """
         cast = jax.jit(_for_inference, static_argnames="dtype", out_shardings=param_shardings)
         params = cast(params, dtype=dtype)
-        return cls(config, params, tokenizer, num_gist_tokens, condition, template, mesh)
+        settings = config, params, tokenizer, num_gist_tokens, condition, template, mesh
+        model = cls(*settings, gist_token_choices)
+        return model if adapter is None else model.with_adapter(adapter)
+
+    def with_adapter(self, adapter: Adapter) -> "LanguageModel":
+        """The same model with an adapter, whose layers are stacked, at its gist tokens."""
+        cast = jax.jit(_for_inference, static_argnames="dtype")
+        unrolled = dataclasses.replace(adapter, params=cast(adapter.params, dtype=self.dtype))
+        return dataclasses.replace(self, adapter=unrolled)
 
     @functools.cached_property
     def origin(self) -> Origin:
         """What this model's gist caches say of it; those of others are refused."""
         base, tokenizer = base_fingerprint(self.params, self.config), self.tokenizer.fingerprint()
-        return Origin(base, tokenizer, template=self.template.name)
+        adapter = "" if self.adapter is None else adapter_fingerprint(self.adapter)
+        return Origin(base, tokenizer, adapter, template=self.template.name)
 
     @property
     def dtype(self) -> str:
@@ -114,10 +99,20 @@ class LanguageModel:
     def __repr__(self) -> str:
         count = sum(x.size for x in jax.tree.leaves(self.params))
         described = f"{self.config.family}, {count:,} parameters, {self.dtype}"
-        return f"LanguageModel({described}, k = {self.num_gist_tokens}, {self.condition})"
+        k = " or ".join(map(str, self.gist_token_choices)) or self.num_gist_tokens
+        adapter = "" if self.adapter is None else f", adapter of rank {self.adapter.config.rank}"
+        return f"LanguageModel({described}, k = {k}, {self.condition}{adapter})"
 
     def export(self, directory: str | pathlib.Path, dtype: str = "float32") -> None:
-        """Writes a directory in Hugging Face format, see `gist_jax.interop.export`."""
+        """Writes a directory in Hugging Face format, see `gist_jax.interop.export`.
+
+        Raises:
+          UserError: of an adapter, which acts at gist tokens only and is no part of any weights.
+        """
+        if self.adapter is not None:
+            raise UserError(
+                "an adapter acts at gist tokens only, so that it cannot be merged into its base"
+            )
         settings: dict[str, Any] = dict(
             num_gist_tokens=self.num_gist_tokens,
             condition=self.condition,
@@ -132,13 +127,22 @@ class LanguageModel:
         settings = self.tokenizer, self.num_gist_tokens, self.template_name
         return PromptTemplate.of_model(self.config, *settings)
 
-    def compress(self, instructions: Sequence[str]) -> GistCache:
+    def compress(self, instructions: Sequence[str], *, num_gist_tokens: int | None = None) -> GistCache:
         """Compresses instructions of any lengths in one batch.
+
+        Args:
+          num_gist_tokens: one of the numbers that the model was trained with; None: the largest.
 
         Raises:
           ValueError: if there is none, one is empty or longer than the model's positions, or the
-            model has no gist token or was not trained to use it.
+            model has no gist token or was not trained to use it, or not with so many.
         """
+        if num_gist_tokens is not None:
+            choices = self.gist_token_choices or (self.num_gist_tokens,)
+            if num_gist_tokens not in choices:
+                known = ", ".join(map(str, choices))
+                raise UserError(f"the model was trained with k = {known}, not {num_gist_tokens}")
+            return dataclasses.replace(self, num_gist_tokens=num_gist_tokens).compress(instructions)
         self._check_gist_token()
         if self.condition != "gist":
             raise UserError(
@@ -155,6 +159,7 @@ class LanguageModel:
             config=self.config,
             gist_token=self.tokenizer.gist_id,
             num_kept=self.num_gist_tokens,
+            adapter=self.adapter,
         )
         described = dataclasses.replace(gists[: len(rows)], origin=self.origin)
         return dataclasses.replace(described, instructions=tuple(texts))
@@ -195,7 +200,7 @@ class LanguageModel:
             rows = [self._instruction_ids(head) + row for head, row in zip(heads, rows, strict=True)]
         elif gists is not None:
             self._check_cache(gists, len(rows))
-        sampling = _sampling(temperature, top_k, top_p)
+        sampling = make_sampling(temperature, top_k, top_p)
         ids = self.generate_ids(rows, gists, max_new_tokens, sampling, seed)
         return [self.tokenizer.decode(row) for row in ids]
 
@@ -238,17 +243,21 @@ class LanguageModel:
             condition=self.condition,
             gist_token=self.tokenizer.gist_id,
             max_new=bucket(max_new_tokens, smallest=16),
+            # Texts without gist tokens run the programs of the base.
+            adapter=self.adapter if any(self.tokenizer.gist_id in row for row in rows) else None,
         )
         if not output.is_fully_addressable:  # other processes have some of the rows
             output = multihost_utils.process_allgather(output, tiled=True)
         return np.asarray(output)[: len(rows), :max_new_tokens]
 
     def _instruction_ids(self, text: str) -> list[int]:
-        self._check_gist_token()
+        if self.num_gist_tokens > 0:  # a model that was finetuned without them reads plain prompts
+            self._check_gist_token()
         return self.template.instruction_ids(text)
 
     def _check_gist_token(self) -> None:
-        if self.tokenizer.gist_id >= self.config.vocab_size or self.num_gist_tokens < 1:
+        missing = self.adapter is None and self.tokenizer.gist_id >= self.config.vocab_size
+        if missing or self.num_gist_tokens < 1:
             raise UserError(
                 "this model has no gist token: train it with gist_jax.train before compressing with it"
             )
@@ -316,13 +325,3 @@ def _one_each(kind: str, texts: list[str], count: int) -> list[str]:
     if len(texts) not in (1, count):
         raise UserError(f"there are {len(texts)} {kind}s for {count} inputs: give one, or one for each")
     return texts * count if len(texts) == 1 else texts
-
-
-def _sampling(temperature: float, top_k: int, top_p: float) -> Sampling | None:
-    limits = {"temperature": (temperature, 1e6), "top_k": (top_k, 2**31 - 1), "top_p": (top_p, 1)}
-    for name, (value, most) in limits.items():
-        if not 0 <= value <= most:  # nor NaN
-            raise UserError(f"{name} must be in 0 … {most:g}, but is {value}")
-    if temperature == 0:
-        return None
-    return Sampling(np.float32(temperature), np.int32(top_k), np.float32(top_p))

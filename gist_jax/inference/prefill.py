@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from gist_jax import gist
 from gist_jax.inference.gist_cache import GistCache
+from gist_jax.models.adapter import Adapter
 from gist_jax.models.cache import KVCache, Memory
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.model import DecodeState, Model, Tokens
@@ -39,6 +40,8 @@ def make_tokens(
 ) -> Tokens:
     """Puts token ids together with the attention bias that a condition gives them.
 
+    An adapter acts at the gist tokens.
+
     Args:
       ids: int `[B, T]`.
       layout: `[B, T]`, of the ids.
@@ -47,7 +50,7 @@ def make_tokens(
       before, bidirectional: of `gist.attention_mask`.
     """
     mask = gist.attention_mask(layout, condition, before=before, bidirectional=bidirectional)
-    return Tokens(ids, positions, gist.mask_to_bias(mask, dtype))
+    return Tokens(ids, positions, gist.mask_to_bias(mask, dtype), adapts=layout.is_gist)
 
 
 def run_prompt(
@@ -133,6 +136,7 @@ def compress(
     config: ModelConfig,
     gist_token: int,
     num_kept: int,
+    adapter: Adapter | None = None,
 ) -> GistCache:
     """Compresses a ragged batch.
 
@@ -141,12 +145,13 @@ def compress(
       tokens: int `[B, T]`, each row ending with gist tokens; padded at either end.
       segment: int `[B, T]`, 1 for tokens and 0 for padding.
       num_kept: G, the most gist tokens of any row.
+      adapter: with unrolled layers, acts at the gist tokens.
 
     Returns:
       A gist cache that does not say yet what it was made of, with segment 0 where a row has fewer gist
       tokens.
     """
-    model = merge(params, config)
+    model = merge(params, config, adapter)
     _, memory, layout = run_prompt(model, tokens, segment, None, condition="gist", gist_token=gist_token)
     # Indices of the gist tokens, in order, then of others (for rows with fewer).
     slots = jnp.argsort(~layout.is_gist, axis=1, stable=True)[:, :num_kept]

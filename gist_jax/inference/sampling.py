@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gist_jax.errors import UserError
+
 
 class Sampling(NamedTuple):
     """How to sample. Arrays, so that changing a value compiles nothing anew."""
@@ -14,6 +16,21 @@ class Sampling(NamedTuple):
     top_k: jax.Array | np.int32  # int32 scalar: keep the k likeliest tokens; 0 keeps all
     # float32 scalar: keep the likeliest tokens that make up this probability.
     top_p: jax.Array | np.float32
+
+
+def make_sampling(temperature: float, top_k: int, top_p: float) -> Sampling | None:
+    """How tokens are chosen; None, greedily, at temperature 0.
+
+    Raises:
+      UserError: naming a value that cannot be.
+    """
+    limits = {"temperature": (temperature, 1e6), "top_k": (top_k, 2**31 - 1), "top_p": (top_p, 1)}
+    for name, (value, most) in limits.items():
+        if not 0 <= value <= most:  # nor NaN
+            raise UserError(f"{name} must be in 0 … {most:g}, but is {value}")
+    if temperature == 0:
+        return None
+    return Sampling(np.float32(temperature), np.int32(top_k), np.float32(top_p))
 
 
 def sample(logits: jax.Array, keys: jax.Array, how: Sampling | None) -> jax.Array:

@@ -103,6 +103,12 @@ class Checkpoint:
         self.weights = list(weights(self.config, form.weights(self.config)))
         check(self.tensors, self.weights, lambda name: form.is_ignored(name, self.config))
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        """That of the arrays as they come: bfloat16 if all are stored so, otherwise float32."""
+        stored = {self.tensors[weight.name].dtype for weight in self.weights}
+        return jnp.dtype(jnp.bfloat16 if stored == {jnp.dtype(jnp.bfloat16)} else jnp.float32)
+
     def has_gist_token(self, tokenizer_size: int) -> bool:
         """Whether the model was trained with the gist token of a tokenizer of that many entries.
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gist_jax.models.model import Tokens
 from gist_jax.sharding import constrain
 
 # Logical axes of [B, T, D] between layers, and of an embedding.
@@ -47,6 +48,8 @@ class Projection(nnx.Module):
     Its first `num_inputs` dimensions are summed over, as one; a bias has those that remain.
     """
 
+    low_rank: "LowRank | None" = None  # of an adapter
+
     def __init__(
         self,
         shape: Sequence[int],
@@ -64,14 +67,42 @@ class Projection(nnx.Module):
         zeros = jnp.zeros(shape[outputs], dtype)
         self.bias = nnx.Param(zeros, axes=self.axes[outputs]) if bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, T, outputs]` of `[B, T, inputs]`."""
+    def __call__(self, x: jax.Array, adapts: jax.Array | None = None) -> jax.Array:
+        """`[B, T, outputs]` of `[B, T, inputs]`; `adapts`, bool `[B, T]`, is where an adapter acts."""
         # Split here too, so that its gradient is summed into parts and never whole on a device.
         kernel = constrain(self.kernel.astype(x.dtype), *self.axes)
         outputs = kernel.shape[self.num_inputs :]
         matrix = kernel.reshape(-1, math.prod(outputs))
-        x = matmul_tokens(x.reshape(*x.shape[:2], -1), matrix).reshape(*x.shape[:2], *outputs)
-        return x if self.bias is None else x + self.bias.astype(x.dtype)
+        inputs = x.reshape(*x.shape[:2], -1)
+        y = matmul_tokens(inputs, matrix)
+        if self.low_rank is not None and adapts is not None:
+            y = jnp.where(adapts[..., None], y + self.low_rank(inputs), y)
+        y = y.reshape(*x.shape[:2], *outputs)
+        return y if self.bias is None else y + self.bias.astype(x.dtype)
+
+
+class LowRank(nnx.Module):
+    """The low-rank pair of an adapter beside a projection, or beside all of its stacked layers."""
+
+    def __init__(self, beside: Projection, rank: int, scale: float, rngs: nnx.Rngs) -> None:
+        """Makes a pair whose product is 0, as its second part is."""
+        shape, dtype = beside.kernel.shape, beside.kernel.dtype
+        first = len(shape) - len(beside.axes)  # 1 where layers are stacked
+        cut = first + beside.num_inputs
+        axes_in, axes_out = beside.axes[: beside.num_inputs], beside.axes[beside.num_inputs :]
+        inputs = shape[first:cut]
+        stddev = math.prod(inputs) ** -0.5
+        self.scale = scale
+        self.down = normal_param(rngs, (*shape[:cut], rank), (*axes_in, "rank"), stddev, dtype)
+        up = jnp.zeros((*shape[:first], rank, *shape[cut:]), dtype)
+        self.up = nnx.Param(up, axes=("rank", *axes_out))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, T, F]` of `[B, T, D]`, all inputs and all outputs being one dimension each."""
+        rank = self.down.shape[-1]
+        down = self.down.astype(x.dtype).reshape(-1, rank)
+        up = self.up.astype(x.dtype).reshape(rank, -1)
+        return matmul_tokens(matmul_tokens(x, down), up) * self.scale
 
 
 def matmul_tokens(x: jax.Array, matrix: jax.Array, **options: Any) -> jax.Array:
@@ -108,14 +139,10 @@ class Attention(nnx.Module):
         self.output = Projection((n, h, d), out_of, of_output, dtype, rngs, num_inputs=2)
 
     def __call__(
-        self, x: jax.Array, queried: jax.Array | None = None
+        self, x: jax.Array, adapts: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries `[B, T, N, H]`, keys and values `[B, T, K, H]` of `[B, T, D]`.
-
-        Args:
-          queried: `[B, Q, D]` to make the queries of, in place of `x`.
-        """
-        return self.query(x if queried is None else queried), self.key(x), self.value(x)
+        """Queries `[B, T, N, H]`, keys and values `[B, T, K, H]` of `[B, T, D]`."""
+        return self.query(x, adapts), self.key(x, adapts), self.value(x, adapts)
 
 
 @jax.named_scope("embedding")
@@ -126,6 +153,18 @@ def embed(embedding: nnx.Param, ids: jax.Array, dtype: DTypeLike | None = None) 
         # then rows and columns are exchanged. XLA by itself would gather all rows everywhere.
         ids = constrain(jnp.take(embedding[...], ids, axis=0), "lookup", "length", "embed")
     return constrain(ids.astype(dtype or embedding.dtype), *HIDDEN)
+
+
+def embed_tokens(model: Any, tokens: Tokens, dtype: DTypeLike | None = None) -> jax.Array:
+    """`[B, T, D]` of tokens; those where the model's adapter acts, if it has one, have its embedding."""
+    gist_embedding = getattr(model, "gist_embedding", None)
+    if gist_embedding is None or tokens.adapts is None:
+        return embed(model.embedding, tokens.ids, dtype)
+    adapts, ids = tokens.adapts, tokens.ids
+    if jnp.issubdtype(ids.dtype, jnp.integer):  # the base may have no entry for a gist token
+        ids = jnp.where(adapts, 0, ids)
+    x = embed(model.embedding, ids, dtype)
+    return jnp.where(adapts[..., None], gist_embedding.astype(x.dtype), x)
 
 
 @jax.named_scope("head")

@@ -32,6 +32,7 @@ from gist_jax.models.layers import (
     Projection,
     RMSNorm,
     embed,
+    embed_tokens,
     head_logits,
     normal_param,
     rotary_angles,
@@ -68,8 +69,8 @@ class FeedForward(nnx.Module):
         self.up = Projection((d, f), ("embed", "mlp"), **options)
         self.down = Projection((f, d), ("mlp", "embed"), **options)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+    def __call__(self, x: jax.Array, adapts: jax.Array | None = None) -> jax.Array:
+        return self.down(jax.nn.silu(self.gate(x, adapts)) * self.up(x, adapts), adapts)
 
 
 class Block(nnx.Module):
@@ -88,11 +89,17 @@ class Block(nnx.Module):
         self.feed_forward = FeedForward(config, dtype, rngs)
 
     def __call__(
-        self, x: jax.Array, angles: Angles, attend: Attend, needed: jax.Array | None = None
+        self,
+        x: jax.Array,
+        angles: Angles,
+        attend: Attend,
+        adapts: jax.Array | None = None,
+        needed: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         """Hidden states `[B, T, D]` after the layer, and what `attend` keeps.
 
         Args:
+          adapts: bool `[B, T]`, where an adapter acts.
           needed: int `[B, Q]`, the slots whose states are needed, `[B, Q, D]`; None: all.
         """
 
@@ -100,16 +107,18 @@ class Block(nnx.Module):
             return x if needed is None else take_slots(x, needed, 1)
 
         with jax.named_scope("attention"):
-            normed = self.attention_norm(x)
-            q, k, v = self.attention(normed, take(normed))
+            attention, normed = self.attention, self.attention_norm(x)
+            adapts_taken = None if adapts is None else take(adapts)
+            q = attention.query(take(normed), adapts_taken)
+            k, v = attention.key(normed, adapts), attention.value(normed, adapts)
             if self.normalizes_heads:
                 q, k = self.query_norm(q), self.key_norm(k)
             cos, sin = angles
             q = rotate(q, (take(cos), take(sin)))
             attended, kept = attend(q, rotate(k, angles), v)
-            x = take(x) + self.attention.output(attended)
+            x = take(x) + attention.output(attended, adapts_taken)
         with jax.named_scope("feed_forward"):
-            x = x + self.feed_forward(self.feed_forward_norm(x))
+            x = x + self.feed_forward(self.feed_forward_norm(x), adapts_taken)
         return constrain(x, *HIDDEN), kept
 
 
@@ -144,9 +153,9 @@ class Llama(nnx.Module):
             return attend(q, k, v, inputs.bias, causal=True, implementation=implementation), None
 
         def apply(block: Block, x: jax.Array, _: Dropout | None) -> jax.Array:
-            return block(x, angles, attend_whole)[0]
+            return block(x, angles, attend_whole, inputs.adapts)[0]
 
-        x = embed(self.embedding, inputs.ids, dtype)
+        x = embed_tokens(self, inputs, dtype)
         return self.norm(scan_layers(self.layers, apply, x, remat=remat))
 
     def prefill(
@@ -158,7 +167,8 @@ class Llama(nnx.Module):
                 bias = take_slots(bias, needed, 2)
             return attend_after(q, k, v, bias, blocks)
 
-        hidden, cache = self._unrolled(tokens.ids, tokens.positions, attend_layer, needed)
+        x = embed_tokens(self, tokens)
+        hidden, cache = self._unrolled(x, tokens.positions, attend_layer, tokens.adapts, needed)
         return hidden, Memory(cache, tokens.positions, None)
 
     def context_kv(self, memory: Memory) -> KVCache:
@@ -183,26 +193,28 @@ class Llama(nnx.Module):
             blocks = [*(cache.layer(i) for cache in context), as_block(grown)]
             return attend_cached(q, blocks, bias), grown
 
-        hidden, cache = self._unrolled(ids, state.position, attend_layer)
+        x = embed(self.embedding, ids)
+        hidden, cache = self._unrolled(x, state.position, attend_layer)
         return hidden, DecodeState(cache, state.slot + 1, state.position + 1)
 
     def _unrolled(
         self,
-        ids: jax.Array,
+        x: jax.Array,
         positions: jax.Array,
         attend_layer: Callable[..., tuple[jax.Array, KeyValue]],
+        adapts: jax.Array | None = None,
         needed: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """Final hidden states, and the cache of what `attend_layer(i, q, k, v)` keeps of every layer.
 
         The last layer computes the states of the slots that are `needed`, int `[B, Q]`, alone.
         """
-        x, angles = embed(self.embedding, ids), self._angles(positions)
+        angles = self._angles(positions)
         layers: list[KeyValue] = []
         for i, block in enumerate(self.layers):
             is_last = i == self.config.num_layers - 1
             attend = functools.partial(attend_layer, i)
-            x, kept = block(x, angles, attend, needed if is_last else None)
+            x, kept = block(x, angles, attend, adapts, needed if is_last else None)
             layers.append(kept)
         return self.norm(x), KVCache.of_layers(layers)
 

@@ -26,6 +26,7 @@ class Tokens(NamedTuple):
     ids: jax.Array  # int [B, T], or embeddings in their place, floating [B, T, D]
     positions: jax.Array  # int [B, T]; [1, T] for all rows
     bias: jax.Array  # additive attention bias [B, 1, T, P + T], see gist_jax.gist
+    adapts: jax.Array | None = None  # bool [B, T], where an adapter acts: at gist tokens
 
 
 class DecodeState(NamedTuple):

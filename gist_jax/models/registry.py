@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gist_jax.models.adapter import Adapter, AdapterConfig, add_adapter, only_adapter, united
 from gist_jax.models.config import LlamaConfig, ModelConfig, T5Config
 from gist_jax.models.llama import Llama
 from gist_jax.models.model import Model
@@ -36,29 +37,55 @@ def init(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> Param
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
-def merge(params: Params, config: ModelConfig) -> Model:
+def init_adapter(config: ModelConfig, adapter: AdapterConfig, key: jax.Array) -> Params:
+    """The parameters of an adapter beside stacked layers, float32, which changes nothing yet.
+
+    The second of every pair is 0, and so is the gist token's embedding, which is to be given one.
+    """
+    model = FAMILIES[config.family].module(config, jnp.float32, stacked=True, rngs=nnx.Rngs(params=0))
+    add_adapter(model, adapter, nnx.Rngs(params=key))
+    return only_adapter(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+
+
+def merge(params: Params, config: ModelConfig, adapter: Adapter | None = None) -> Model:
     """The model of parameters, whose layers are stacked (for `forward`) or unrolled (for all else)."""
-    return nnx.merge(_abstract(config, is_stacked(params))[0], params)
+    if adapter is None:
+        return nnx.merge(_abstract(config, is_stacked(params))[0], params)
+    structure, _ = _abstract(config, is_stacked(params), adapter.config)
+    return nnx.merge(structure, united(params, adapter.params))
 
 
 @functools.lru_cache
-def _abstract(config: ModelConfig, stacked: bool) -> tuple[Any, Any]:
+def _abstract(
+    config: ModelConfig, stacked: bool, adapter: AdapterConfig | None = None
+) -> tuple[Any, Any]:
     """Structure and abstract state of a model, without computing a single parameter."""
-    module = FAMILIES[config.family].module
-    return nnx.split(nnx.eval_shape(lambda: module(config, jnp.float32, stacked, nnx.Rngs(params=0))))
+
+    def make() -> nnx.Module:
+        rngs = nnx.Rngs(params=0)
+        model = FAMILIES[config.family].module(config, jnp.float32, stacked, rngs)
+        if adapter is not None:
+            add_adapter(model, adapter, rngs)
+        return model
+
+    return nnx.split(nnx.eval_shape(make))
 
 
-def logical_axes(config: ModelConfig, stacked: bool = True) -> Params:
+def logical_axes(
+    config: ModelConfig, stacked: bool = True, adapter: AdapterConfig | None = None
+) -> Params:
     """The logical axis of every dimension of every parameter: nested dict of tuples of str.
 
     Args:
       stacked: whether layers are stacked, and have a name for that dimension, or unrolled.
+      adapter: of this one, in place of the model.
     """
 
     def axes(path: tuple[Any, ...], parameter: nnx.Variable) -> tuple[str, ...]:
         layered = stacked and any(getattr(key, "key", None) == "layers" for key in path)
         return (*(("layers",) if layered else ()), *parameter.get_metadata()["axes"])
 
-    _, state = _abstract(config, stacked)
+    _, state = _abstract(config, stacked, adapter)
     named = jax.tree_util.tree_map_with_path(axes, state, is_leaf=lambda p: isinstance(p, nnx.Variable))
-    return nnx.to_pure_dict(named)
+    named = nnx.to_pure_dict(named)
+    return named if adapter is None else only_adapter(named)

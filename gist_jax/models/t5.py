@@ -36,6 +36,7 @@ from gist_jax.models.layers import (
     Projection,
     RMSNorm,
     embed,
+    embed_tokens,
     head_logits,
     normal_param,
 )
@@ -80,10 +81,13 @@ class FeedForward(nnx.Module):
         self.down = Projection((f, d), ("mlp", "embed"), **out_of)
         self.gated = config.gated_gelu
 
-    def __call__(self, x: jax.Array, drop: "Drop") -> jax.Array:
-        up = self.up(x)
-        inner = jax.nn.gelu(self.gate(x), approximate=True) * up if self.gated else jax.nn.relu(up)
-        return self.down(drop(inner))
+    def __call__(self, x: jax.Array, drop: "Drop", adapts: jax.Array | None = None) -> jax.Array:
+        up = self.up(x, adapts)
+        if self.gated:
+            inner = jax.nn.gelu(self.gate(x, adapts), approximate=True) * up
+        else:
+            inner = jax.nn.relu(up)
+        return self.down(drop(inner), adapts)
 
 
 def _attention(config: T5Config, dtype: DTypeLike, rngs: nnx.Rngs) -> Attention:
@@ -117,11 +121,13 @@ class Block(nnx.Module):
             self.cross_attention_norm, self.cross_attention = norm(), _attention(config, dtype, rngs)
         self.feed_forward_norm, self.feed_forward = norm(), FeedForward(config, dtype, rngs)
 
-    def attend_self(self, x: jax.Array, attend: Attend, drop: Drop = _keep) -> tuple[jax.Array, Any]:
+    def attend_self(
+        self, x: jax.Array, attend: Attend, drop: Drop = _keep, adapts: jax.Array | None = None
+    ) -> tuple[jax.Array, Any]:
         """`x` after self-attention, and what `attend` keeps."""
         with jax.named_scope("attention"):
-            attended, kept = attend(*self.attention(self.attention_norm(x)))
-            return x + drop(self.attention.output(attended)), kept
+            attended, kept = attend(*self.attention(self.attention_norm(x), adapts))
+            return x + drop(self.attention.output(attended, adapts)), kept
 
     def attend_states(
         self,
@@ -145,10 +151,10 @@ class Block(nnx.Module):
             q = self.cross_attention.query(self.cross_attention_norm(x))
             return x + self.cross_attention.output(attend_cached(q, blocks, bias, scale=1.0))
 
-    def feed(self, x: jax.Array, drop: Drop = _keep) -> jax.Array:
+    def feed(self, x: jax.Array, drop: Drop = _keep, adapts: jax.Array | None = None) -> jax.Array:
         """`x` after the feed-forward network."""
         with jax.named_scope("feed_forward"):
-            x = x + drop(self.feed_forward(self.feed_forward_norm(x), drop))
+            x = x + drop(self.feed_forward(self.feed_forward_norm(x), drop, adapts))
         return constrain(x, *HIDDEN)
 
 
@@ -223,10 +229,11 @@ class T5(nnx.Module):
         bias = self.encoder.with_positions(inputs.bias, positions, positions, training=True)
 
         def encode(block: Block, x: jax.Array, dropout: Dropout | None) -> jax.Array:
-            x, _ = block.attend_self(x, attend_with(bias, dropout), dropout or _keep)
-            return block.feed(x, dropout or _keep)
+            drop = dropout or _keep
+            x, _ = block.attend_self(x, attend_with(bias, dropout), drop, inputs.adapts)
+            return block.feed(x, drop, inputs.adapts)
 
-        x = drop(embed(self.embedding, inputs.ids, dtype))
+        x = drop(embed_tokens(self, inputs, dtype))
         x = scan_layers(self.encoder.layers, encode, x, **options)
         states = drop(self.encoder.norm(x))
 
@@ -252,13 +259,13 @@ class T5(nnx.Module):
             rows = keys.shape[0], before.positions.shape[1]
             keys = jnp.concatenate([jnp.broadcast_to(before.positions, rows), keys], axis=1)
         bias = self.encoder.with_positions(tokens.bias, tokens.positions, keys)
-        x = embed(self.embedding, tokens.ids)
+        x, adapts = embed_tokens(self, tokens), tokens.adapts
         layers: list[KeyValue] = []
         for i, block in enumerate(self.encoder.layers):
             blocks = () if before is None else (before.cache.layer(i),)
             attend_layer = functools.partial(attend_after, bias=bias, before=blocks, scale=1.0)
-            x, kept = block.attend_self(x, attend_layer)
-            x = block.feed(x)
+            x, kept = block.attend_self(x, attend_layer, adapts=adapts)
+            x = block.feed(x, adapts=adapts)
             layers.append(kept)
         states = self.encoder.norm(x)
         memory = Memory(KVCache.of_layers(layers), tokens.positions, states)

@@ -213,14 +213,14 @@ def _flops(mesh: Mesh, function: Callable[..., Any], arguments: Sequence[Any]) -
 def _train(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> _Work:
     gist_token = model.vocab_size - 1
     program = make_program(config, model, gist_token, mesh)
-    arguments = program.state, program.batch
+    arguments = program.state, program.batch, program.frozen
     plain = config.copy_and_resolve_references()
     plain.update(remat="none", attention="xla")
     plain = make_program(plain, model, gist_token, mesh)
     return _Work(
         program.step,
         arguments,
-        parameters=program.state.params,
+        parameters=(program.state.params, program.frozen),
         optimizer=program.state.opt_state,
         tokens=sum(math.prod(program.batch[n].shape) for n in program.batch if n.endswith("tokens")),
         flops=_flops(mesh, program.step, arguments),

@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 from gist_jax.data.prompt_template import CHAT, PAPER
 from gist_jax.errors import UserError
 from gist_jax.gist import CONDITIONS
+from gist_jax.models.adapter import TARGETS, AdapterConfig
 from gist_jax.models.attention import IMPLEMENTATIONS
 from gist_jax.models.registry import FAMILIES
 from gist_jax.models.stack import REMAT_POLICIES
+from gist_jax.training.losses import KINDS
 
 # What an evaluation measures, in percent, for every split: ROUGE F-measures and exact match.
 METRICS = ("rouge1", "rouge2", "rougeL", "exact_match")
@@ -66,11 +68,28 @@ def default(model_family: str = "llama") -> ConfigDict:
     return ConfigDict(
         {
             "condition": "gist",  # gist, pos_control or neg_control
-            "num_gist_tokens": 1,
+            "num_gist_tokens": 1,  # 0: plain finetuning, with pos_control
+            # Numbers of which every example draws one, such as (1, 2, 5, 10), in place of the one above.
+            "gist_token_choices": (),
             "seed": 0,
             "num_steps": 3000,
-            # Checkpoint to finetune: a directory in Hugging Face format or a hub id; empty: none.
+            # Model to finetune: a workdir, a directory in Hugging Face format or a hub id; empty: none.
             "pretrained": "",
+            # Low-rank weights at gist tokens alone, trained beside the frozen pretrained model.
+            "adapter": {
+                "rank": 0,  # 0: the whole model is trained
+                "alpha": 16.0,  # what a pair adds is multiplied by alpha / rank
+                "targets": TARGETS,  # projections that have a pair
+                "embedding_only": False,  # the gist token's embedding alone, with rank 0
+            },
+            "loss": {
+                # cross_entropy, or distill: the distance from what the pretrained model says after the
+                # whole prompt, for which outputs need not be right.
+                "kind": "cross_entropy",
+                "temperature": 1.0,  # of both models in distillation
+                "top": 0,  # the teacher's likeliest tokens, all others being one; 0: all tokens
+                "cross_entropy": 0.0,  # its weight in distillation
+            },
             # Shape of a model with random weights; ignored when there is a pretrained one.
             "model": {"family": model_family, **_MODELS[model_family]},
             "dtype": "bfloat16",  # of the computation: bfloat16 or float32
@@ -145,6 +164,19 @@ def flat_config(fields: dict[str, Any]) -> dict[str, Any]:
     return flatten_dict(usual, sep=".") | flatten_dict(fields, sep=".")
 
 
+def gist_token_counts(config: ConfigDict) -> tuple[int, ...]:
+    """The numbers of gist tokens that examples have, ascending."""
+    return tuple(sorted(set(config.gist_token_choices))) or (config.num_gist_tokens,)
+
+
+def adapter_config(config: ConfigDict) -> AdapterConfig | None:
+    """The shape of the adapter that is trained; None if the whole model is."""
+    options = config.adapter
+    if not options.rank and not options.embedding_only:
+        return None
+    return AdapterConfig(options.rank, float(options.alpha), tuple(options.targets))
+
+
 def evaluation_lengths(evaluation: Mapping[str, Any], split: str) -> dict[str, int]:
     """`max_new_tokens` and `max_input_length` for a split."""
     of_split = evaluation.get("splits", {}).get(split, {})
@@ -172,13 +204,14 @@ def validate(config: ConfigDict) -> None:
         "optimizer.name": ("adamw", "adafactor"),
         "optimizer.moment_dtype": ("float32", "bfloat16"),
         "optimizer.schedule": ("cosine", "constant"),
+        "loss.kind": KINDS,
     }
     for name, choices in one_of.items():
         value = _field(config, name)
         if value not in choices:
             raise UserError(f"config.{name} is {value!r} but must be one of {', '.join(choices)}")
     at_least_one = (
-        *("num_gist_tokens", "num_steps", "data.batch_size", "data.max_length"),
+        *("num_steps", "data.batch_size", "data.max_length"),
         *("optimizer.accumulate", "checkpoint.every", "log.every"),
         *("evaluation.num_examples", "evaluation.batch_size", "data.max_output_length"),
     )
@@ -194,8 +227,9 @@ def validate(config: ConfigDict) -> None:
     for name in (*at_least_one, *writing):
         if _field(config, name) < 1:
             raise UserError(f"config.{name} must be at least 1, but is {_field(config, name)}")
+    _check_gist_tokens(config)
     positive = ("optimizer.learning_rate", "optimizer.clip_norm", "optimizer.eps")
-    for name in positive:
+    for name in (*positive, "adapter.alpha", "loss.temperature"):
         if not 0 < _field(config, name) < math.inf:  # nor NaN
             raise UserError(f"config.{name} must be above 0, but is {_field(config, name)}")
     buckets = tuple(config.data.buckets)
@@ -207,10 +241,10 @@ def validate(config: ConfigDict) -> None:
     if buckets and config.data.pack:
         raise UserError("give either config.data.pack or config.data.buckets: packed rows are full")
     not_negative = ("optimizer.warmup_steps", "optimizer.weight_decay", "evaluation.every", "seed")
-    for name in (*not_negative, "data.workers"):
+    for name in (*not_negative, "data.workers", "adapter.rank", "loss.top"):
         if not 0 <= _field(config, name) < 2**31:
             raise UserError(f"config.{name} must not be negative, but is {_field(config, name)}")
-    for name in ("optimizer.b1", "optimizer.b2", "dropout"):
+    for name in ("optimizer.b1", "optimizer.b2", "dropout", "loss.cross_entropy"):
         if not 0 <= _field(config, name) < 1:
             raise UserError(f"config.{name} must be in 0 … 1, but is {_field(config, name)}")
     if config.dropout > 0 and not FAMILIES[family].config.has_dropout:
@@ -220,16 +254,45 @@ def validate(config: ConfigDict) -> None:
     if config.attention == "cudnn" and jax.default_backend() != "gpu":
         raise UserError(f"config.attention is 'cudnn', but the device is a {jax.default_backend()}")
     for name in reading:
-        if _field(config, name) < 2 * config.num_gist_tokens + 16:
+        if _field(config, name) < 2 * gist_token_counts(config)[-1] + 16:
             raise UserError(
                 f"config.{name} is {_field(config, name)}, which leaves no room for an instruction "
-                f"with {config.num_gist_tokens} gist token(s), an input and an output"
+                f"with {gist_token_counts(config)[-1]} gist token(s), an input and an output"
             )
     if config.data.batch_size % config.optimizer.accumulate:
         raise UserError(
             f"config.data.batch_size ({config.data.batch_size}) must be a multiple of "
             f"config.optimizer.accumulate ({config.optimizer.accumulate})"
         )
+
+
+def _check_gist_tokens(config: ConfigDict) -> None:
+    """Raises if numbers of gist tokens, adapter and loss do not fit each other."""
+    choices = tuple(config.gist_token_choices)
+    if any(type(k) is not int or k < 1 for k in choices):
+        raise UserError(f"config.gist_token_choices is {choices} but must be numbers above 0")
+    if not 0 <= config.num_gist_tokens < 2**31:
+        raise UserError(f"config.num_gist_tokens must be at least 0, but is {config.num_gist_tokens}")
+    if gist_token_counts(config) == (0,) and config.condition != "pos_control":
+        raise UserError(
+            f"config.num_gist_tokens is 0, but config.condition is {config.condition!r}: without gist "
+            "tokens there is only plain finetuning, which is 'pos_control'"
+        )
+    options = config.adapter
+    if unknown := sorted(set(options.targets) - set(TARGETS)):
+        raise UserError(
+            f"config.adapter.targets names {unknown[0]!r} but there are {', '.join(TARGETS)}"
+        )
+    if options.rank and not options.targets:
+        raise UserError("config.adapter.targets is empty: set config.adapter.embedding_only")
+    if options.rank and options.embedding_only:
+        raise UserError("give either config.adapter.rank or config.adapter.embedding_only")
+    adapts = adapter_config(config) is not None
+    if adapts and gist_token_counts(config) == (0,):
+        raise UserError("an adapter acts at gist tokens, but config.num_gist_tokens is 0")
+    for wanted, what in ((adapts, "an adapter"), (config.loss.kind == "distill", "distillation")):
+        if wanted and not config.pretrained:
+            raise UserError(f"{what} needs a model to start from: set config.pretrained")
 
 
 def _field(config: ConfigDict, dotted: str) -> Any:

@@ -14,6 +14,7 @@ from gist_jax.errors import Stopped, UserError
 from gist_jax.models.stack import Params
 from gist_jax.sharding import local_rows, place_rows
 from gist_jax.training.checkpoints import Checkpoints
+from gist_jax.training.config import gist_token_counts
 from gist_jax.training.distributed import Preemption, is_first
 from gist_jax.training.metrics import MetricsWriter, NoMetrics
 from gist_jax.training.optimizer import make_schedule
@@ -21,7 +22,7 @@ from gist_jax.training.run import Run
 from gist_jax.training.step import SEGMENTS, TrainState
 from gist_jax.workdir import CHECKPOINTS
 
-# Parameters and their step -> metrics by name, such as "validation_seen/rougeL".
+# Trained parameters and their step -> metrics by name, such as "validation_seen/rougeL".
 Evaluate = Callable[[Params, int], dict[str, float]]
 
 
@@ -51,6 +52,7 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
         max_length=config.data.max_length,
         max_output_length=config.data.max_output_length,
         pack=config.data.pack,
+        gist_token_choices=gist_token_counts(config),
         buckets=config.data.buckets,
         workers=config.data.workers,
         seed=config.seed,
@@ -79,7 +81,7 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
             slots = 0
             for step in range(start + 1, config.num_steps + 1):
                 batch = place_rows(next(batches), program.batch_sharding, config.data.batch_size)
-                state, metrics = program.step(state, batch)
+                state, metrics = program.step(state, batch, run.frozen)
                 if pending is not None:
                     report(step - 1, pending, slots)
                 pending = metrics
@@ -92,7 +94,8 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
                     report(step, metrics, slots)
                     pending = None
                     # The loss above is of before the update; what is saved must be sound after it.
-                    _check_finite(step, float(program.loss_of_microbatch(state.params, batch)))
+                    loss = program.loss_of_microbatch(state.params, batch, run.frozen)
+                    _check_finite(step, float(loss))
                     evaluated = evaluate(state.params, step) if evaluate and evaluates else None
                     if evaluated:
                         writer.write(step, evaluated)

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterable
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -28,20 +27,29 @@ from gist_jax.data.tokenization import (
     train_bpe,
 )
 from gist_jax.errors import UserError, shortened
-from gist_jax.interop.huggingface import Checkpoint, find
+from gist_jax.inference.fingerprint import base_fingerprint
 from gist_jax.io import read_json, write_json
 from gist_jax.models import registry
 from gist_jax.models.config import ModelConfig
-from gist_jax.models.stack import Params
+from gist_jax.models.stack import Params, unstacked
 from gist_jax.sharding import batch_sharding, make_mesh
 from gist_jax.training import distributed
-from gist_jax.training.config import METRICS, evaluation_lengths, flat_config, validate
+from gist_jax.training.config import (
+    METRICS,
+    adapter_config,
+    evaluation_lengths,
+    flat_config,
+    gist_token_counts,
+    validate,
+)
+from gist_jax.training.pretrained import Pretrained, adapter_start
 from gist_jax.training.program import Program, make_program
 from gist_jax.workdir import (
     CHECKPOINTS,
     CONFIG,
     DATA,
     TOKENIZER,
+    AdapterDescription,
     Description,
     read_model,
     write_model,
@@ -63,6 +71,7 @@ class Run:
     model: ModelConfig
     program: Program
     init: Callable[[], Params]  # the parameters to start from, placed on the mesh
+    frozen: Params | None = None  # of an adapter's base, or of the teacher, placed on the mesh
 
     def validation_splits(self) -> dict[str, Examples]:
         """The first examples of every split but train, as many as the config asks for."""
@@ -92,25 +101,30 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
         _check_same_data(config, workdir, data.fingerprint)
     for name in set(config.evaluation.splits) - set(splits):
         logging.warning("config.evaluation.splits.%s is for a split that the data does not have", name)
-    pretrained = find(config.pretrained) if config.pretrained else None
-    checkpoint = Checkpoint(pretrained) if pretrained else None
+    pretrained = Pretrained(config.pretrained) if config.pretrained else None
     tokenizer = (
         load_tokenizer(workdir / TOKENIZER) if resumes else _tokenizer(config, splits, pretrained)
     )
-    if checkpoint is None:
+    adapter = adapter_config(config)
+    if pretrained is None:
         model = model_config(config, tokenizer.vocab_size)
     else:
-        model = checkpoint.config_for(tokenizer)
+        model = pretrained.config(tokenizer, is_base=adapter is not None)
     _check_positions(config, splits, model)
-    template = PromptTemplate.of_model(model, tokenizer, config.num_gist_tokens, config.data.template)
+    counts = gist_token_counts(config)
+    template = PromptTemplate.of_model(model, tokenizer, counts[-1], config.data.template)
     _check_room(config, template)
     examples = _training_examples(config, splits["train"], template, data.fingerprint)
-    program = make_program(config, model, tokenizer.gist_id, mesh)
-    if checkpoint is None:
-        random = functools.partial(registry.init, model, jax.random.key(config.seed))
-        init: Callable[[], Params] = jax.jit(random, out_shardings=program.param_shardings)
-    else:
-        init = functools.partial(checkpoint.load_for, tokenizer, jnp.float32, program.param_shardings)
+    program = make_program(config, model, tokenizer.gist_id, mesh, template.space_before_gists)
+    init, frozen = _start(config, program, model, tokenizer, pretrained)
+    described = Description(model, config.condition, counts[-1], template.name)
+    if len(counts) > 1:
+        described = described._replace(gist_token_choices=counts)
+    if adapter is not None and pretrained is not None and frozen is not None:
+        fingerprint = base_fingerprint(jax.jit(unstacked)(frozen), model)
+        _check_same_base(config, workdir, fingerprint, resumes)
+        base = _absolute(config.pretrained)
+        described = described._replace(adapter=AdapterDescription(adapter, base, fingerprint))
 
     # Of several processes none may look into the workdir after the first has begun to write.
     distributed.check_same(
@@ -118,10 +132,57 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
         f"{config} {data.fingerprint} {tokenizer.fingerprint()} {resumes}",
     )
     if distributed.is_first():
-        described = Description(model, config.condition, config.num_gist_tokens, template.name)
         _describe(config, workdir, tokenizer, described, data.fingerprint, resumes)
     distributed.wait_for_all("described")
-    return Run(config, workdir, splits, examples, template, model, program, init)
+    return Run(config, workdir, splits, examples, template, model, program, init, frozen)
+
+
+def _start(
+    config: ConfigDict,
+    program: Program,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    pretrained: Pretrained | None,
+) -> tuple[Callable[[], Params], Params | None]:
+    """What gives the parameters that training starts from, and those that stay as they are."""
+    shardings, key = program.param_shardings, jax.random.key(config.seed)
+    if pretrained is None:
+        return jax.jit(functools.partial(registry.init, model, key), out_shardings=shardings), None
+    if program.frozen is None:
+        return functools.partial(pretrained.load, tokenizer, shardings), None
+    placed = jax.tree.map(lambda x: x.sharding, program.frozen)
+    adapter = adapter_config(config)
+    if adapter is None:  # the teacher is a copy
+        copy = pretrained.load(tokenizer, placed)
+        rounded = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(config.param_dtype), params))
+        return functools.partial(pretrained.load, tokenizer, shardings), rounded(copy)
+    base = pretrained.load_base(placed)
+    random = functools.partial(registry.init_adapter, model, adapter, key)
+    start = functools.partial(
+        adapter_start,
+        base,
+        tokenizer,
+        pretrained.has_gist_token(tokenizer),
+        jax.jit(random, out_shardings=shardings),
+        shardings["gist_embedding"],
+    )
+    return start, base
+
+
+def _absolute(name: str) -> str:
+    """A path that holds wherever a command is run; a hub id as it is."""
+    path = pathlib.Path(name)
+    return str(path.resolve()) if path.is_dir() else name
+
+
+def _check_same_base(config: ConfigDict, workdir: pathlib.Path, fingerprint: str, resumes: bool) -> None:
+    """Raises if the base of an adapter changed since its run began."""
+    before = read_model(workdir).adapter if resumes else None
+    if before is not None and before.fingerprint != fingerprint:
+        raise UserError(
+            f"the weights of {config.pretrained} changed since the run in {workdir} began: their "
+            f"fingerprint is {fingerprint}, not {before.fingerprint}; choose another workdir"
+        )
 
 
 def _check_room(config: ConfigDict, template: PromptTemplate) -> None:
@@ -218,7 +279,7 @@ def _check_splits(config: ConfigDict, splits: dict[str, Examples]) -> None:
 
 
 def _tokenizer(
-    config: ConfigDict, splits: dict[str, Examples], pretrained: pathlib.Path | None
+    config: ConfigDict, splits: dict[str, Examples], pretrained: Pretrained | None
 ) -> Tokenizer:
     name = config.data.tokenizer
     if name.startswith("bpe:"):
@@ -229,7 +290,7 @@ def _tokenizer(
     if name:
         return load_tokenizer(name)
     if pretrained:
-        return load_tokenizer(pretrained)
+        return load_tokenizer(pretrained.tokenizer_path)
     if config.data.source == EMBEDDED:
         return from_tokenizers(instructions.load_tokenizer(), SPECIAL_TOKENS)
     raise UserError("config.data.tokenizer is empty: give a directory, a file, or bpe:4096")

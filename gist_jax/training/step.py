@@ -8,12 +8,14 @@ import optax
 
 from gist_jax import gist
 from gist_jax.inference.prefill import make_tokens
+from gist_jax.models.adapter import Adapter, AdapterConfig
 from gist_jax.models.attention import Implementation
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.dropout import Dropout
 from gist_jax.models.model import Tokens
 from gist_jax.models.registry import merge
 from gist_jax.models.stack import Params
+from gist_jax.training.losses import LossConfig, cross_entropy, kl_divergence
 
 # The fields of a batch that say where its tokens are; the rest is padding.
 SEGMENTS = ("segment", "decoder_segment")
@@ -23,7 +25,7 @@ class TrainState(NamedTuple):
     """All that a step changes."""
 
     step: jax.Array  # int32 scalar: updates made
-    params: Params  # the master weights, float32
+    params: Params  # the master weights of what is trained, the model or an adapter, float32
     opt_state: Any  # of optax
 
 
@@ -32,31 +34,42 @@ class StepConfig(NamedTuple):
 
     condition: str
     gist_token: int
+    space_token: int | None = None  # of the lone space before the gist tokens of T5's prompts
     dtype: str = "float32"  # of the computation
     param_dtype: str = "float32"  # of the parameters it is done with, and of their gradients
     remat: str = "none"
     attention: Implementation = "blocks"
     dropout: float = 0.0  # rate, for models that have it
     seed: int = 0  # of dropout
+    adapter: AdapterConfig | None = None  # trained in place of the model
+    loss: LossConfig = LossConfig()
 
 
 def logits(
-    params: Params, config: ModelConfig, step_config: StepConfig, batch: dict[str, jax.Array]
+    params: Params,
+    config: ModelConfig,
+    step_config: StepConfig,
+    batch: dict[str, jax.Array],
+    adapter: Adapter | None = None,
+    has_holes: bool = False,
 ) -> jax.Array:
     """Logits of every token that is to be predicted, float32 `[B, S, V]`.
 
     Args:
-      params: with stacked layers.
+      params: of the model, with stacked layers.
       batch: tokens and segment, int `[B, T]`. Where the outputs are a sequence of their own,
         decoder_tokens and decoder_segment, int `[B, S]`, are what their decoder reads; otherwise S is
         T. Optionally dropout_keys, random keys `[B]`.
+      has_holes: whether padding may stand inside of a segment.
     """
     dtype = jnp.dtype(step_config.dtype)
 
     def tokens(name: str, layout: gist.Layout, **options: Any) -> Tokens:
-        # Tokens of a segment are as far apart as their slots, which are the same in all rows.
+        # Tokens of a segment are as far apart as their slots, which are the same in all rows, unless
+        # gist tokens were taken out between them.
         slots = jnp.arange(layout.segment.shape[1])[None]
-        positions = slots if config.relative_positions else gist.positions_of(layout.segment)
+        as_slots = config.relative_positions and not has_holes
+        positions = slots if as_slots else gist.positions_of(layout.segment)
         settings: dict[str, Any] = dict(condition=step_config.condition, dtype=dtype, **options)
         return make_tokens(batch[name], layout, positions, **settings)
 
@@ -68,7 +81,7 @@ def logits(
     options: dict[str, Any] = {}
     if "dropout_keys" in batch:
         options["dropout"] = Dropout(step_config.dropout, batch["dropout_keys"])
-    model = merge(params, config)
+    model = merge(params, config, adapter)
     hidden = model.forward(
         *sequences,
         dtype=dtype,
@@ -79,23 +92,58 @@ def logits(
     return model.logits(hidden)
 
 
-def summed_loss(
+def teacher_logits(
     params: Params, config: ModelConfig, step_config: StepConfig, batch: dict[str, jax.Array]
 ) -> jax.Array:
-    """Sum over tokens of weight × cross-entropy, float32 scalar.
+    """`logits` of a model that reads the whole prompts as if no gist tokens were in the rows."""
+    layout = gist.layout_of(batch["tokens"], step_config.gist_token, batch["segment"])
+    tokens, segment = gist.without_gists(batch["tokens"], layout, step_config.space_token)
+    names = batch.keys() - {"dropout_keys"}
+    read = {**{name: batch[name] for name in names}, "tokens": tokens, "segment": segment}
+    return logits(params, config, step_config._replace(condition="pos_control"), read, has_holes=True)
+
+
+def summed_loss(
+    params: Params,
+    config: ModelConfig,
+    step_config: StepConfig,
+    batch: dict[str, jax.Array],
+    frozen: Params | None = None,
+) -> jax.Array:
+    """Sum over tokens of weight × loss, float32 scalar.
 
     Args:
+      params: of the model, or of the adapter if `step_config` has one.
       batch: that of `logits`, and targets, int, and weights, float32, `[B, S]`. Where a weight is 0 the
         target does not matter.
+      frozen: parameters that no gradient reaches: the base of an adapter, and the teacher.
     """
-    predicted = logits(params, config, step_config, batch)
-    losses = optax.softmax_cross_entropy_with_integer_labels(predicted, batch["targets"])
+    options = step_config.loss
+    if step_config.adapter is None or frozen is None:
+        predicted = logits(params, config, step_config, batch)
+    else:
+        adapter = Adapter(params, step_config.adapter)
+        predicted = logits(frozen, config, step_config, batch, adapter)
+    # A gist token, of which a base need not know, is never a target that counts.
+    targets = jnp.where(batch["weights"] > 0, batch["targets"], 0)
+    labelled = options.cross_entropy if options.kind == "distill" else 1.0
+    losses = labelled * cross_entropy(predicted, targets) if labelled else jnp.zeros(targets.shape)
+    if options.kind == "distill" and frozen is not None:
+        divergence = kl_divergence(
+            teacher_logits(frozen, config, step_config, batch),
+            predicted,
+            hidden=step_config.gist_token,
+            temperature=options.temperature,
+            top=options.top,
+        )
+        losses = losses + (1 - labelled) * divergence
     return jnp.sum(losses * batch["weights"])
 
 
 def train_step(
     state: TrainState,
     batch: dict[str, jax.Array],
+    frozen: Params | None = None,
     *,
     config: ModelConfig,
     step_config: StepConfig,
@@ -109,6 +157,9 @@ def train_step(
     would weigh tokens in short microbatches more. Dropout, of models that have it, depends on the
     seed, the step and the row alone.
 
+    Args:
+      frozen: see `summed_loss`; not donated.
+
     Returns:
       The new state, and float32 scalars: loss, grad_norm (before clipping), tokens (not padding).
     """
@@ -119,7 +170,7 @@ def train_step(
     params = jax.tree.map(lambda x: x.astype(step_config.param_dtype), state.params)
     gradient = jax.value_and_grad(summed_loss)
     if accumulate == 1:
-        loss, grads = gradient(params, config, step_config, batch)
+        loss, grads = gradient(params, config, step_config, batch, frozen)
     else:
         # Row i goes to microbatch i % accumulate, so that every device keeps its own rows.
         microbatches = jax.tree.map(
@@ -127,7 +178,7 @@ def train_step(
         )
 
         def add(total: tuple[jax.Array, Params], microbatch: dict[str, jax.Array]) -> tuple[Any, None]:
-            part = gradient(params, config, step_config, microbatch)
+            part = gradient(params, config, step_config, microbatch, frozen)
             return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, part), None
 
         shapes = jnp.zeros(()), state.params

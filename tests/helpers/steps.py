@@ -11,6 +11,8 @@ from tiny import TINY
 
 from gist_jax import sharding
 from gist_jax.models import registry
+from gist_jax.models.adapter import AdapterConfig
+from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
 from gist_jax.training.config import default
 from gist_jax.training.program import Program, make_program
@@ -63,10 +65,17 @@ def start(model_family) -> Params:
     return jax.tree.map(np.asarray, params)  # no step can take these over
 
 
+def random_adapter(model: ModelConfig, adapter: AdapterConfig, seed=8) -> Params:
+    """An adapter all of whose parameters matter."""
+    shapes = jax.eval_shape(lambda: registry.init_adapter(model, adapter, jax.random.key(0)))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: (0.2 * rng.normal(size=x.shape)).astype(np.float32), shapes)
+
+
 def compiled_step(program: Program):
     """The step."""
     with jax.set_mesh(program.mesh):
-        lowered = program.step.lower(program.state, program.batch)
+        lowered = program.step.lower(program.state, program.batch, program.frozen)
         # Simulated devices whose program comes from the cache may wait for each other for ever.
         with without_cache():
             return lowered.compile()
@@ -90,16 +99,21 @@ def losses_of(*args, **settings) -> list[float]:
 
 
 def metrics_of(model_family, *args, steps=10, **settings) -> tuple[list[float], list[float]]:
-    """Losses and gradient norms of some steps; see `program_of`."""
+    """Losses and gradient norms of some steps, of an adapter of rank 4 if any; see `program_of`."""
     program = program_of(model_family, *args, **settings)
     model = MODELS[model_family]
     losses, norms = [], []
     with jax.set_mesh(program.mesh):
-        state = program.create(jax.device_put(start(model_family), program.param_shardings))
+        begin, frozen = start(model_family), None
+        if program.frozen is not None:
+            frozen = jax.device_put(begin, jax.tree.map(lambda x: x.sharding, program.frozen))
+        if "gist_embedding" in program.params:
+            begin = random_adapter(model, AdapterConfig(4))
+        state = program.create(jax.device_put(begin, program.param_shardings))
         run = compiled_step(program)
         for step in range(steps):
             batch = jax.device_put(random_batch(model, rows=16, seed=step), program.batch_sharding)
-            state, metrics = run(state, batch)
+            state, metrics = run(state, batch, frozen)
             losses.append(float(metrics["loss"]))
             norms.append(float(metrics["grad_norm"]))
     return losses, norms

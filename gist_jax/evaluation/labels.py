@@ -1,0 +1,122 @@
+"""A model's own outputs for the examples of a source: what a teacher says, to train on.
+
+They are made in parts, each whole or absent, so that a command that was killed goes on with the next.
+Of several processes each makes every so many-th part, and the first puts them together.
+"""
+
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from absl import logging
+from tqdm import tqdm
+
+from gist_jax.data.sources import Examples
+from gist_jax.errors import UserError
+from gist_jax.evaluation.predict import complete, prompts_of
+from gist_jax.inference.language_model import LanguageModel
+from gist_jax.inference.sampling import Sampling
+from gist_jax.io import atomic_directory, atomic_write, read_json, write_json
+from gist_jax.training.distributed import is_first, wait_for_all
+
+PART = 256  # examples
+_SETTINGS = "settings.json"
+
+
+class Labelling(NamedTuple):
+    """How outputs are written."""
+
+    num_outputs: int  # for every example
+    sampling: Sampling | None  # None: the likeliest tokens
+    seed: int
+    max_new_tokens: int
+    max_input_length: int  # of a prompt, which is cut
+    batch_size: int
+
+
+def label(
+    model: LanguageModel,
+    splits: Mapping[str, Examples],
+    output: pathlib.Path,
+    options: Labelling,
+    made_of: Mapping[str, Any],
+) -> None:
+    """Writes `SPLIT.jsonl` with records of instruction, input and output for every split.
+
+    Args:
+      output: a directory, which appears when all is there.
+      made_of: what the outputs depend on, as JSON has it: parts of another kind are refused.
+
+    Raises:
+      UserError: if there are parts that were made of something else.
+    """
+    parts = output.with_name(f".{output.name}.parts")
+    if is_first():
+        _begin(parts, dict(made_of))
+    wait_for_all("labelling begins")
+    work = [(name, start) for name in splits for start in range(0, len(splits[name]), PART)]
+    mine = work[jax.process_index() :: jax.process_count()]
+    left = [(name, start) for name, start in mine if not _part(parts, name, start).exists()]
+    total = sum(min(PART, len(splits[name]) - start) for name, start in left)
+    cut = 0
+    with tqdm(total=total, desc="labelling", unit="example", disable=not is_first()) as bar:
+        for name, start in left:
+            examples = [splits[name][i] for i in range(start, min(start + PART, len(splits[name])))]
+            records, of_these = _labelled(model, examples, options, start, bar)
+            with atomic_write(_part(parts, name, start)) as tmp:
+                tmp.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+            cut += of_these
+    if cut:
+        logging.warning("%d outputs have no end: they were cut at --max_new_tokens", cut)
+    wait_for_all("labelled")
+    if is_first():
+        with atomic_directory(output) as tmp:
+            for name in splits:
+                with (tmp / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+                    for start in range(0, len(splits[name]), PART):
+                        file.write(_part(parts, name, start).read_text(encoding="utf-8"))
+        shutil.rmtree(parts)
+
+
+def _labelled(
+    model: LanguageModel, examples: list[dict[str, str]], options: Labelling, start: int, bar: Any
+) -> tuple[list[dict[str, str]], int]:
+    """The records of a part, and how many outputs have no end."""
+    prompts = prompts_of(model, examples, options.max_input_length)
+    records: list[list[dict[str, str]]] = [[] for _ in examples]
+    cut = 0
+    for number in range(options.num_outputs):
+        # No other part, and no other number, comes to the same seeds.
+        seed = options.seed + (start * options.num_outputs + number * PART)
+        ids = complete(
+            model,
+            prompts,
+            options.batch_size,
+            options.max_new_tokens,
+            options.sampling,
+            seed,
+            tick=bar.update if number == options.num_outputs - 1 else lambda _: None,
+        )
+        for example, row, of_example in zip(examples, ids, records, strict=True):
+            cut += model.tokenizer.eos_id not in row
+            of_example.append({**example, "output": model.tokenizer.decode(row)})
+    return [record for of_example in records for record in of_example], cut
+
+
+def _part(parts: pathlib.Path, split: str, start: int) -> pathlib.Path:
+    return parts / f"{split}-{start:09}.jsonl"
+
+
+def _begin(parts: pathlib.Path, made_of: dict[str, Any]) -> None:
+    if (parts / _SETTINGS).exists():
+        before = read_json(parts / _SETTINGS)
+        for name in sorted(made_of.keys() | before.keys()):
+            if before.get(name) != made_of.get(name):
+                raise UserError(
+                    f"{parts} holds outputs whose {name} is {before.get(name)!r}, not "
+                    f"{made_of.get(name)!r}: delete it, or label with the same settings"
+                )
+    write_json(parts / _SETTINGS, made_of)

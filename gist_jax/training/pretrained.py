@@ -1,0 +1,103 @@
+"""The model that a run starts from, or trains an adapter for: a workdir or a Hugging Face checkpoint."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from gist_jax.data.tokenization import Tokenizer
+from gist_jax.errors import UserError
+from gist_jax.interop.huggingface import Checkpoint, find, with_gist_token
+from gist_jax.models.adapter import mean_embedding
+from gist_jax.models.config import ModelConfig
+from gist_jax.models.stack import Params
+from gist_jax.workdir import MODEL, TOKENIZER, read_model, read_params
+
+
+class Pretrained:
+    """A model that is opened and checked, but not yet read."""
+
+    def __init__(self, name: str):
+        """Finds a model.
+
+        Raises:
+          UserError: if there is none, or it cannot be read, or it is an adapter.
+        """
+        self.path = find(name)
+        self._checkpoint: Checkpoint | None = None
+        if (self.path / MODEL).exists():
+            described = read_model(self.path)
+            if described.adapter is not None:
+                raise UserError(f"config.pretrained is {name}, which is an adapter: give its base")
+            self._config, self._num_gist_tokens = described.config, described.num_gist_tokens
+            self.tokenizer_path = self.path / TOKENIZER
+        else:
+            self._checkpoint = Checkpoint(self.path)
+            self._config, self.tokenizer_path = self._checkpoint.config, self.path
+
+    def config(self, tokenizer: Tokenizer, is_base: bool) -> ModelConfig:
+        """The model's shape: as it is for a base, or with room for the gist token of a tokenizer."""
+        real = tokenizer.vocab_size - 1 if tokenizer.gist_id == tokenizer.vocab_size - 1 else 0
+        if self._config.vocab_size < real:
+            raise UserError(
+                f"the tokenizer has {real} entries, but {self.path} has only {self._config.vocab_size}"
+            )
+        if is_base:
+            return self._config
+        rows = max(self._config.vocab_size, tokenizer.vocab_size)
+        return dataclasses.replace(self._config, vocab_size=rows)
+
+    def load(self, tokenizer: Tokenizer, shardings: Any) -> Params:
+        """The parameters of `config(tokenizer, is_base=False)`, float32, to be trained."""
+        if self._checkpoint is not None:
+            return self._checkpoint.load_for(tokenizer, jnp.float32, shardings)
+        if self._config.vocab_size < tokenizer.vocab_size:
+            raise UserError(f"{self.path} has no room for the gist token of another tokenizer")
+        params, _ = read_params(self.path, shardings)
+        if self._num_gist_tokens:
+            return params
+        settings = dict(gist_id=tokenizer.gist_id, stored=self._config.vocab_size)
+        return with_gist_token(params, **settings)
+
+    def load_base(self, shardings: Any) -> Params:
+        """The parameters as they are, in bfloat16 where they are stored so, otherwise in float32."""
+        if self._checkpoint is None:
+            return read_params(self.path, shardings)[0]
+        return self._checkpoint.load(self._checkpoint.dtype, shardings)
+
+    def has_gist_token(self, tokenizer: Tokenizer) -> bool:
+        """Whether the model was trained with the gist token of a tokenizer."""
+        if self._checkpoint is not None:
+            return self._checkpoint.has_gist_token(tokenizer.vocab_size)
+        return self._num_gist_tokens > 0
+
+
+def adapter_start(
+    base: Params,
+    tokenizer: Tokenizer,
+    has_gist_token: bool,
+    init: Callable[[], Params],
+    sharding: NamedSharding,
+) -> Params:
+    """The parameters that an adapter begins with.
+
+    Its gist token's embedding is the base's own, or the mean of all tokens' if the base was not trained
+    with one.
+
+    Args:
+      init: gives the parameters without the embedding, placed.
+      sharding: of the embedding.
+    """
+    gist_id = tokenizer.gist_id
+
+    @functools.partial(jax.jit, out_shardings=sharding)
+    def embedding(table: jax.Array) -> jax.Array:
+        if has_gist_token:
+            return table[gist_id].astype(jnp.float32)
+        return mean_embedding(table, min(gist_id, len(table)))
+
+    return {**init(), "gist_embedding": embedding(base["embedding"])}
