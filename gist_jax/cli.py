@@ -22,6 +22,7 @@ from gist_jax.errors import Stopped, UserError, shortened
 
 DTYPES = ("float32", "bfloat16")  # in which a model can compute
 OUTPUT_HELP = "directory to write, which must not exist yet"
+K_HELP = "one of the numbers that the model was trained with; by default the largest"
 MODEL_HELP = "training workdir, directory in Hugging Face format, or hub id"
 
 

@@ -3,7 +3,7 @@
 python -m gist_jax.compress --model=DIR --instruction="Count the words." --output=x.gist.safetensors
 """
 
-from gist_jax.cli import add_model, exit_on_user_error, output_file, parser, set_up_libraries
+from gist_jax.cli import K_HELP, add_model, exit_on_user_error, output_file, parser, set_up_libraries
 from gist_jax.inference.load import load
 
 
@@ -17,9 +17,7 @@ def main() -> None:
     arguments.add_argument(
         "--output", type=output_file, required=True, help="file to write, *.gist.safetensors"
     )
-    arguments.add_argument(
-        "--num_gist_tokens", type=int, help="one of the numbers the model knows; by default the largest"
-    )
+    arguments.add_argument("--num_gist_tokens", type=int, help=K_HELP)
     options = arguments.parse_args()
     with exit_on_user_error():
         set_up_libraries()

@@ -9,6 +9,7 @@ import pathlib
 
 from gist_jax.cli import (
     DTYPES,
+    K_HELP,
     MODEL_HELP,
     add_adapter,
     exit_on_user_error,
@@ -45,6 +46,7 @@ def main() -> None:
     arguments.add_argument("--dtype", choices=DTYPES, help=same)
     arguments.add_argument("--source", help=f"data, as config.data.source; {same}")
     add_adapter(arguments)
+    arguments.add_argument("--num_gist_tokens", type=int, help=K_HELP)
     for name, meaning in FIELDS.items():
         arguments.add_argument(f"--{name}", type=int, help=f"{meaning}; {same}")
     options = arguments.parse_args()
@@ -77,6 +79,8 @@ def _predict(options: argparse.Namespace) -> list[dict[str, str]]:
         raise UserError(f"there is no split {options.split!r}: choose from {', '.join(splits)}")
     chosen = first(splits[options.split], settings.pop("num_examples"))
     model = load(options.model, dtype=dtype, adapter=options.adapter, base=options.base)
+    if options.num_gist_tokens is not None:
+        model = model.with_gist_tokens(options.num_gist_tokens)
     records = predict(model, chosen, **settings, description=options.split)
     if options.output:
         write_csv(options.output, records)

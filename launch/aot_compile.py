@@ -116,7 +116,7 @@ def _text(topology: str, report: Report) -> str:
     def add(name: str, value: float, unit: str, digits: int = 2) -> None:
         lines.append(f"  {name:22}{value:10.{digits}f} {unit}")
 
-    for name in ("parameters", "optimizer", "cache", "activations"):
+    for name in ("parameters", "frozen", "optimizer", "cache", "activations"):
         if size := getattr(report, name):
             add(name, size / _GIB, "GiB a chip")
     add("total", report.total / _GIB, f"GiB a chip of {report.memory / _GIB:.2f}")

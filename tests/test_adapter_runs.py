@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -236,5 +237,14 @@ def test_labels(base, adapted, tmp_path, monkeypatch, capsys):
     whole, again = ((tmp_path / name / "train.jsonl").read_text() for name in ("whole", "again"))
     assert whole == again and whole.count("\n") == 24
     assert not list(tmp_path.glob(".*.parts"))
+    # By two processes, one after the other; the first puts all together.
+    for index in (1, 0):
+        with monkeypatch.context() as patch:
+            of_two = types.SimpleNamespace(process_index=lambda i=index: i, process_count=lambda: 2)
+            patch.setattr(labels, "jax", of_two)
+            patch.setattr(labels, "is_first", lambda i=index: i == 0)
+            command(label, patch, capsys, *sampled, f"--output={tmp_path}/shared")
+        assert (tmp_path / "shared").exists() == (index == 0)
+    assert (tmp_path / "shared" / "train.jsonl").read_text() == whole
     outputs = [json.loads(line)["output"] for line in whole.splitlines()]
     assert any(a != b for a, b in zip(outputs[::2], outputs[1::2], strict=True))

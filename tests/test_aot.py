@@ -56,6 +56,27 @@ def test_what_a_small_model_needs(tmp_path):
     assert re.search(r"decode on v5e:2x2: 4 chips \(data 1, fsdp 2, tensor 2\)", done.stdout)
 
 
+def test_what_an_adapter_needs(tmp_path):
+    """Of the same model, distilled: the base is frozen, and nothing is kept of it but its weights."""
+    output = tmp_path / "reports.json"
+    shape = ("--config.model.vocab_size=64", "--config.model.hidden_size=64", "--config.mesh.data=1")
+    adapter = ("--config.adapter.rank=4", "--config.loss.kind=distill", "--config.pretrained=x")
+    arguments = "--config=tests/helpers/quick.py", "--topology=v5e:2x2", "--programs=train"
+    mesh = ("--config.mesh.fsdp=2", "--config.mesh.tensor=2", f"--output={output}")
+    done = compile_ahead(*arguments, *shape, *adapter, *mesh)
+    assert done.returncode == 0, done.stderr
+    train = reports_in(output)["train"]
+    layers, head, norms = 2 * (4 * 64 * 16 + 3 * 64 * 24), 64 * 64, 5 * 64
+    assert train["frozen"] == 4 * ((layers + 2 * head) // 4 + norms)
+    pairs = 2 * (4 * (64 * 4 // 2 + 4 * 16 // 2) + 3 * (64 * 4 // 2 + 4 * 24 // 2))
+    assert train["parameters"] == 4 * (pairs + 64)  # and the gist token's embedding
+    assert train["optimizer"] == 2 * train["parameters"] + 2 * 4
+    # Two models read the tokens, and no weights of the base have gradients.
+    attention = 2 * 4 * 16
+    forward = 8 * 48 * (2 * (layers + head) + 48 * attention)
+    assert train["model_flops"] < 3.3 * forward
+
+
 def test_several_slices_and_mistakes():
     done = compile_ahead(
         *("--config=tests/helpers/quick.py:t5", "--config.model.vocab_size=64", "--programs=train"),

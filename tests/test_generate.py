@@ -230,6 +230,7 @@ def test_no_gradient_reaches_an_instruction_but_through_gist_positions(tiny):
     mask = gist.attention_mask(layout, "gist", bidirectional=config.is_encoder_decoder)
     embeddings = model.embedding[tokens]
 
+    @jax.jit
     def plain(embeddings):
         return model.prefill(Tokens(embeddings, positions, gist.mask_to_bias(mask)))
 
@@ -240,17 +241,18 @@ def test_no_gradient_reaches_an_instruction_but_through_gist_positions(tiny):
     constants = jnp.broadcast_to(later, (1, 1, tokens.shape[1], k))
     bias = gist.mask_to_bias(jnp.concatenate([constants, own], axis=-1))
 
+    @jax.jit
     def held_constant(embeddings):
         return model.prefill(Tokens(embeddings, positions, bias), gists)
 
-    def squared_logits(forward):
-        return lambda x: jnp.sum(model.logits(forward(x)[0])[:, split:] ** 2)
+    def gradient(forward):
+        return jax.jit(jax.grad(lambda x: jnp.sum(model.logits(forward(x)[0])[:, split:] ** 2)))
 
     np.testing.assert_allclose(
         held_constant(embeddings)[0][:, split:], plain(embeddings)[0][:, split:], atol=1e-5
     )
-    through_gist = jax.grad(squared_logits(plain))(embeddings)[0]
-    without = jax.grad(squared_logits(held_constant))(embeddings)[0]
+    through_gist = gradient(plain)(embeddings)[0]
+    without = gradient(held_constant)(embeddings)[0]
     instruction, rest = slice(0, split - k), slice(split, None)
     assert np.all(np.asarray(without[instruction]) == 0)
     assert np.all(np.abs(through_gist[instruction]).max(axis=-1) > 0)

@@ -108,9 +108,10 @@ class Pad(grain.transforms.Map):
     def map(self, example: Batch) -> Batch:
         padded = {}
         for name, x in example.items():
-            room = self.lengths[name] - len(x)
-            padded[name] = np.pad(x, (0, room), constant_values=0 if name == "weights" else self.pad_id)
-            padded[f"{name}_segment_ids"] = np.pad(np.ones(len(x), np.int32), (0, room))
+            row = np.full(self.lengths[name], 0 if name == "weights" else self.pad_id, x.dtype)
+            segment = np.zeros(self.lengths[name], np.int32)
+            row[: len(x)], segment[: len(x)] = x, 1
+            padded[name], padded[f"{name}_segment_ids"] = row, segment
         return padded
 
 

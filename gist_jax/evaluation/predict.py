@@ -1,6 +1,5 @@
 """Outputs of a model for the examples of a split, as records and as CSV, and their metrics."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -123,6 +122,7 @@ def evaluator(run: Run) -> Evaluate:
             run.model,
             run.template.tokenizer,
             num_gist_tokens=counts[-1],
+            gist_token_choices=counts if len(counts) > 1 else (),
             condition=run.config.condition,
             template=run.template.name,
             dtype=run.config.dtype,
@@ -135,7 +135,7 @@ def evaluator(run: Run) -> Evaluate:
             for k in sorted({counts[0], counts[-1]}, reverse=True):
                 name = split if k == counts[-1] else f"{split}_k{k}"
                 records = predict(
-                    dataclasses.replace(model, num_gist_tokens=k),
+                    model.with_gist_tokens(k),
                     examples,
                     batch_size=options.batch_size,
                     **evaluation_lengths(options, split),

@@ -84,6 +84,19 @@ class LanguageModel:
         unrolled = dataclasses.replace(adapter, params=cast(adapter.params, dtype=self.dtype))
         return dataclasses.replace(self, adapter=unrolled)
 
+    def with_gist_tokens(self, count: int) -> "LanguageModel":
+        """The same model with prompts of another number of gist tokens.
+
+        Raises:
+          UserError: if it was not trained with so many.
+        """
+        choices = self.gist_token_choices or (self.num_gist_tokens,)
+        if count not in choices:
+            raise UserError(
+                f"the model was trained with k = {', '.join(map(str, choices))}, not {count}"
+            )
+        return dataclasses.replace(self, num_gist_tokens=count)
+
     @functools.cached_property
     def origin(self) -> Origin:
         """What this model's gist caches say of it; those of others are refused."""
@@ -138,11 +151,7 @@ class LanguageModel:
             model has no gist token or was not trained to use it, or not with so many.
         """
         if num_gist_tokens is not None:
-            choices = self.gist_token_choices or (self.num_gist_tokens,)
-            if num_gist_tokens not in choices:
-                known = ", ".join(map(str, choices))
-                raise UserError(f"the model was trained with k = {known}, not {num_gist_tokens}")
-            return dataclasses.replace(self, num_gist_tokens=num_gist_tokens).compress(instructions)
+            return self.with_gist_tokens(num_gist_tokens).compress(instructions)
         self._check_gist_token()
         if self.condition != "gist":
             raise UserError(

@@ -40,6 +40,7 @@ class Report(NamedTuple):
     program: str
     mesh: dict[str, int]  # chips along each axis
     parameters: int  # bytes
+    frozen: int  # of an adapter's base, or of a teacher
     optimizer: int
     cache: int
     activations: int  # all that is temporary: gradients and gathered parameters too
@@ -115,6 +116,7 @@ def compile_ahead(config: ConfigDict, devices: Sequence[jax.Device], program: st
             program=program,
             mesh=dict(mesh.shape),
             parameters=_bytes_of_one(work.parameters),
+            frozen=_bytes_of_one(work.frozen),
             optimizer=_bytes_of_one(work.optimizer),
             cache=_bytes_of_one(work.cache),
             tokens=work.tokens,
@@ -129,7 +131,8 @@ def compile_ahead(config: ConfigDict, devices: Sequence[jax.Device], program: st
             if needed is None:
                 raise
             total, memory = (int(float(size) * 2**30) for size in needed.groups())
-            activations = total - sum(described[k] for k in ("parameters", "optimizer", "cache"))
+            lasting = ("parameters", "frozen", "optimizer", "cache")
+            activations = total - sum(described[name] for name in lasting)
             nothing = roofline(accelerator, work.flops / len(devices), 0, 0)
             return Report(
                 **described,
@@ -190,6 +193,7 @@ class _Work(NamedTuple):
     function: Any
     arguments: tuple
     parameters: Any = ()
+    frozen: Any = ()
     optimizer: Any = ()
     cache: Any = ()
     tokens: int = 0
@@ -220,7 +224,8 @@ def _train(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> _Work:
     return _Work(
         program.step,
         arguments,
-        parameters=(program.state.params, program.frozen),
+        parameters=program.state.params,
+        frozen=program.frozen,
         optimizer=program.state.opt_state,
         tokens=sum(math.prod(program.batch[n].shape) for n in program.batch if n.endswith("tokens")),
         flops=_flops(mesh, program.step, arguments),
