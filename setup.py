@@ -40,7 +40,9 @@ setup(
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],
-        "torch": ["torch>=2.6,<3"],  # for tests against PyTorch
+        # to hand prefixes to MLX-LM, which has a package for CPUs too
+        "mlx": ["mlx-lm>=0.32,<1", 'mlx[cpu]>=0.32,<1; sys_platform == "linux"'],
+        "torch": ["torch>=2.6,<3"],  # to hand prefixes to transformers, and for tests against PyTorch
         "tpu": ["jax[tpu]"],
         "wandb": ["wandb>=0.20,<1"],
         "test": [

@@ -4,14 +4,25 @@ python -m gist_jax.convert import  --model=DIR_OR_HUB_ID --output=WORKDIR
 python -m gist_jax.convert export  --model=WORKDIR --output=DIR --dtype=bfloat16
 python -m gist_jax.convert recover --base=DIR --diff=DIR --output=DIR
 python -m gist_jax.convert diff    --tuned=DIR --base=DIR --output=DIR
+python -m gist_jax.convert prefix  --gist=FILE --model=DIR --format=transformers --output=FILE
 """
 
 import argparse
 import pathlib
 from collections.abc import Callable
 
-from gist_jax.cli import DTYPES, MODEL_HELP, OUTPUT_HELP, exit_on_user_error, parser, set_up_libraries
+from gist_jax.cli import (
+    DTYPES,
+    MODEL_HELP,
+    OUTPUT_HELP,
+    add_model,
+    exit_on_user_error,
+    output_file,
+    parser,
+    set_up_libraries,
+)
 from gist_jax.data.tokenization import load_tokenizer
+from gist_jax.inference.gist_cache import GistCache
 from gist_jax.inference.load import export_adapter, is_adapter, load
 from gist_jax.interop import weight_diff
 from gist_jax.interop.export import EXPORT_DTYPES
@@ -56,17 +67,32 @@ def _diff(options: argparse.Namespace) -> None:
     weight_diff.make_diff(find(options.tuned), find(options.base), options.output)
 
 
+def _prefix(options: argparse.Namespace) -> None:
+    model = load(options.model, dtype=options.dtype, adapter=options.adapter, base=options.base)
+    prefix = model.prefix(GistCache.load(options.gist))
+    if options.format == "mlx":
+        prefix.save_mlx(options.output)
+    else:
+        prefix.save(options.output)
+
+
 def main() -> None:
     """Runs the command."""
     arguments = parser(__doc__)
-    subcommands = arguments.add_subparsers(required=True, metavar="import|export|recover|diff")
+    subcommands = arguments.add_subparsers(required=True, metavar="import|export|recover|diff|prefix")
 
     def add(
         name: str, run: Callable[[argparse.Namespace], None], meaning: str
     ) -> argparse.ArgumentParser:
         subcommand = subcommands.add_parser(name, help=meaning)
         subcommand.set_defaults(run=run)
-        subcommand.add_argument("--output", required=True, type=pathlib.Path, help=OUTPUT_HELP)
+        is_file = run is _prefix
+        subcommand.add_argument(
+            "--output",
+            required=True,
+            type=output_file if is_file else pathlib.Path,
+            help="file to write, *.safetensors" if is_file else OUTPUT_HELP,
+        )
         return subcommand
 
     subcommand = add("import", _import, "make a workdir of a checkpoint, with a gist token")
@@ -81,6 +107,13 @@ def main() -> None:
     subcommand = add("diff", _diff, "write what finetuning changed")
     subcommand.add_argument("--tuned", required=True, help=HUB)
     subcommand.add_argument("--base", required=True, help=HUB)
+    subcommand = add("prefix", _prefix, "make a gist cache a prefix that a stock engine takes")
+    subcommand.add_argument("--gist", required=True, help="file of gist_jax.compress")
+    add_model(subcommand)
+    formats = "transformers: safetensors for a script; mlx: MLX-LM's prompt-cache file, of one gist"
+    subcommand.add_argument(
+        "--format", default="transformers", choices=("transformers", "mlx"), help=formats
+    )
     options = arguments.parse_args()
     with exit_on_user_error():
         set_up_libraries()

@@ -4,6 +4,9 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
+import subprocess
+import sys
 import types
 
 import jax
@@ -181,6 +184,25 @@ def test_adapters_as_directories(model_family, base, adapted, tmp_path, monkeypa
     assert "cannot read" in mistake(
         generate, monkeypatch, capsys, f"--model={tmp_path}/a", "--instruction=x", "--input=y"
     )
+
+
+def test_stock_transformers_take_an_adapters_prefix(base, adapted, tmp_path, monkeypatch, capsys):
+    """The script of docs/prefixes.md, on the unchanged base, prints what we write."""
+    pytest.importorskip("torch", reason="PyTorch is optional: pip install 'gist_jax[torch]'")
+    model = load(adapted[0])
+    if model.config.is_encoder_decoder:
+        return
+    command(convert, monkeypatch, capsys, "export", f"--model={base}", f"--output={tmp_path}/hf")
+    model.compress(INSTRUCTIONS[:1]).save(tmp_path / "x.gist.safetensors")
+    arguments = f"--model={adapted[0]}", f"--gist={tmp_path}/x.gist.safetensors"
+    prefix = tmp_path / "x.prefix.safetensors"
+    command(convert, monkeypatch, capsys, "prefix", *arguments, f"--output={prefix}")
+    text = (pathlib.Path(__file__).parent.parent / "docs" / "prefixes.md").read_text()
+    (tmp_path / "script.py").write_text(re.search(r"```python\n(import sys.*?)```", text, re.S)[1])
+    run = [sys.executable, "script.py", "hf", prefix.name, INPUTS[0]]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True)
+    expected = model.generate(model.compress(INSTRUCTIONS[:1]), inputs=INPUTS[:1], max_new_tokens=16)
+    assert done.stdout.splitlines() == expected
 
 
 def test_a_base_that_changed_is_refused(model_family, base, adapted, tmp_path):

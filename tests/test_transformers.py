@@ -24,14 +24,16 @@ SHAPES = {
 }
 
 
-def random_t5(version: str, untied: bool) -> "transformers.T5ForConditionalGeneration":
+def random_t5(
+    version: str, untied: bool, vocab_size: int = VOCAB
+) -> "transformers.T5ForConditionalGeneration":
     torch.manual_seed(0)
-    shape = dict(vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=48, num_heads=4)
+    shape = dict(vocab_size=vocab_size, d_model=32, d_kv=8, d_ff=48, num_heads=4)
     layers = dict(num_layers=3, num_decoder_layers=2, decoder_start_token_id=0, dropout_rate=0.1)
     config = transformers.T5Config(**shape, **layers, **SHAPES[version])
     model = transformers.T5ForConditionalGeneration(config).eval()
     if untied:  # transformers 5 ties a new model's head, and unties one that a checkpoint holds
-        model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCAB, 32))
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(vocab_size, 32))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:  # all ones in a new model
@@ -101,10 +103,10 @@ DECODERS = {
 }
 
 
-def random_decoder(name: str):
+def random_decoder(name: str, vocab_size: int = VOCAB):
     torch.manual_seed(1)
     kind, fields = DECODERS[name]
-    config = getattr(transformers, f"{kind}Config")(**SMALL, **fields)
+    config = getattr(transformers, f"{kind}Config")(**{**SMALL, "vocab_size": vocab_size}, **fields)
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     with torch.no_grad():
         for name_, weight in model.named_parameters():

@@ -67,13 +67,6 @@ class Mapped:
         example = self.example(record)
         return checked(example if self.labelled else {**example, "output": ""}, index, self.where)
 
-    # Grain calls it for what it needs at a time, which some sources read faster than one by one.
-    def _getitems(self, indices: Sequence[int]) -> list[Example]:
-        together = getattr(self.records, "__getitems__", None)
-        read = together(indices) if together else [self.records[i] for i in indices]
-        pairs = zip(indices, read, strict=True)
-        return [checked(self.example(record), index, self.where) for index, record in pairs]
-
     def __iter__(self) -> Iterator[Example]:
         return (self[i] for i in range(len(self)))
 

@@ -7,21 +7,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from gist_jax.data.fields import is_unicode
 from gist_jax.data.prompt_template import PromptTemplate
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
 from gist_jax.inference.buckets import bucket, padded_rows
+from gist_jax.inference.checks import as_texts, check_cache, one_each
 from gist_jax.inference.decode import generate
 from gist_jax.inference.fingerprint import adapter_fingerprint, base_fingerprint
 from gist_jax.inference.gist_cache import GistCache, Origin
-from gist_jax.inference.prefill import compress
+from gist_jax.inference.prefill import compress, encode_after
+from gist_jax.inference.rebase import prefix_of, rebased
 from gist_jax.inference.sampling import Sampling, make_sampling
 from gist_jax.interop.export import export
+from gist_jax.interop.prefix import Prefix
 from gist_jax.models.adapter import Adapter
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params, unstacked
@@ -157,7 +160,7 @@ class LanguageModel:
             raise UserError(
                 f"this model was trained as {self.condition}, so its gist tokens hold no instruction"
             )
-        texts = _texts("instruction", instructions)
+        texts = as_texts("instruction", instructions)
         rows = [self._instruction_ids(text) for text in texts]
         self._check_positions(max(map(len, rows)))
         tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
@@ -172,6 +175,50 @@ class LanguageModel:
         )
         described = dataclasses.replace(gists[: len(rows)], origin=self.origin)
         return dataclasses.replace(described, instructions=tuple(texts))
+
+    def rebase(self, gists: GistCache) -> GistCache:
+        """The same gist caches at positions 0 … k - 1, of which they use up k in place of n + k.
+
+        Raises:
+          UserError: if they are of another model, or their gist tokens do not stand in one run.
+        """
+        check_cache(gists, self.origin, self.config, len(gists))
+        return rebased(gists, self.config)
+
+    def prefix(self, gists: GistCache) -> Prefix:
+        """Gist caches as a prefix that stock engines take, see `gist_jax.interop.prefix`.
+
+        Raises:
+          UserError: as `rebase` does, and of an encoder-decoder.
+        """
+        check_cache(gists, self.origin, self.config, len(gists))
+        described = {**dataclasses.asdict(self.origin), "instructions": gists.instructions}
+        return prefix_of(gists, self.config, described)
+
+    def encode_inputs(self, gists: GistCache, inputs: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """What an encoder leaves of gist caches and inputs, for the decoder of a stock T5.
+
+        Returns:
+          Final states, float32 `[B, G + T, D]`, and which of them count, int32 `[B, G + T]`: of
+          transformers `encoder_outputs` and `attention_mask`.
+
+        Raises:
+          UserError: if there is no encoder, or the caches do not fit the inputs or the model.
+        """
+        if not self.config.is_encoder_decoder:
+            raise UserError("this model has no encoder: its gist caches are prefixes, see prefix")
+        rows = [self.template.input_ids(text) for text in as_texts("input", inputs)]
+        check_cache(gists, self.origin, self.config, len(rows))
+        gists = gists.bare(self.dtype)
+        gists = gists[np.arange(len(rows)) % len(gists)]
+        tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
+        tokens, segment = tokens[: len(rows)], segment[: len(rows)]
+        settings: dict[str, Any] = dict(config=self.config, gist_token=self.tokenizer.gist_id)
+        read, states = gists.memory.states, encode_after(self.params, tokens, segment, gists, **settings)
+        assert read is not None  # as `check_cache` has seen
+        joined = jnp.concatenate([read, states], axis=1)
+        mask = np.concatenate([np.asarray(gists.layout.segment), segment], axis=1)
+        return np.array(joined.astype(jnp.float32)), mask.astype(np.int32)  # PyTorch wants its own
 
     def generate(
         self,
@@ -203,12 +250,12 @@ class LanguageModel:
         """
         if (gists is None) == (instructions is None):
             raise UserError("give either gists or instructions")
-        rows = [self.template.input_ids(text) for text in _texts("input", inputs)]
+        rows = [self.template.input_ids(text) for text in as_texts("input", inputs)]
         if instructions is not None:
-            heads = _one_each("instruction", _texts("instruction", instructions), len(rows))
+            heads = one_each("instruction", as_texts("instruction", instructions), len(rows))
             rows = [self._instruction_ids(head) + row for head, row in zip(heads, rows, strict=True)]
         elif gists is not None:
-            self._check_cache(gists, len(rows))
+            check_cache(gists, self.origin, self.config, len(rows))
         sampling = make_sampling(temperature, top_k, top_p)
         ids = self.generate_ids(rows, gists, max_new_tokens, sampling, seed)
         return [self.tokenizer.decode(row) for row in ids]
@@ -278,59 +325,8 @@ class LanguageModel:
                 "positions"
             )
 
-    def _check_cache(self, gists: GistCache, num_inputs: int) -> None:
-        # The adapter that made it need not be there.
-        made = gists.origin
-        if made is None or (made.base, made.tokenizer) != (self.origin.base, self.origin.tokenizer):
-            raise UserError("the gist cache was made by another model or tokenizer")
-        if made.template != self.origin.template:
-            raise UserError(
-                f"the gist cache is of a {made.template} prompt, but this model's are written "
-                f"as {self.origin.template}"
-            )
-        if problem := self._misfit(gists):
-            raise UserError(f"the gist cache does not fit the model: {problem}")
-        if len(gists) not in (1, num_inputs):
-            raise UserError(
-                f"there are {len(gists)} gist caches for {num_inputs} inputs: give one, or one for each"
-            )
-
-    def _misfit(self, gists: GistCache) -> str | None:
-        """Describes how a cache differs from those that this model makes; None if it does not."""
-        config, cache, states = self.config, gists.memory.cache, gists.memory.states
-        if len(cache.keys) != config.num_layers:
-            return f"it has {len(cache.keys)} layers, not {config.num_layers}"
-        heads, _, size = cache.keys[0].shape[1:]
-        if (heads, size) != (config.num_kv_heads, config.head_dim):
-            return (
-                f"it has {heads} heads of {size} dimensions, not {config.num_kv_heads} of "
-                f"{config.head_dim}"
-            )
-        if (states is not None) != config.is_encoder_decoder:
-            return f"it has {'no' if states is None else 'an'} encoder's states"
-        if states is not None and states.shape[2] != config.hidden_size:
-            return f"its states have {states.shape[2]} dimensions, not {config.hidden_size}"
-        return None
-
 
 def _on_mesh(mesh: Mesh, x: np.ndarray) -> jax.Array:
     """Rows split over the mesh, after rows of zeros that make them divide evenly."""
     x = np.pad(x, ((0, -len(x) % num_shards(mesh, "batch")), (0, 0)))
     return jax.device_put(x, named_sharding(mesh, ("batch", "length"), x.shape))
-
-
-def _texts(kind: str, texts: Sequence[str]) -> list[str]:
-    if isinstance(texts, str):
-        raise UserError(f"give the {kind}s as a list of texts, not as one text")
-    if len(texts) == 0:
-        raise UserError(f"there is no {kind}")
-    for text in texts:
-        if not is_unicode(text):
-            raise UserError(f"the {kind} {text!r} is not valid Unicode")
-    return list(texts)
-
-
-def _one_each(kind: str, texts: list[str], count: int) -> list[str]:
-    if len(texts) not in (1, count):
-        raise UserError(f"there are {len(texts)} {kind}s for {count} inputs: give one, or one for each")
-    return texts * count if len(texts) == 1 else texts

@@ -159,3 +159,23 @@ def compress(
     kept = kept._replace(segment=jnp.where(kept.is_gist, kept.segment, 0))
     offset = jnp.sum(segment > 0, axis=1, dtype=jnp.int32)
     return GistCache(memory.take(slots), kept, offset)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "gist_token"))
+def encode_after(
+    params: Params,
+    tokens: jax.Array,
+    segment: jax.Array,
+    gists: GistCache,
+    *,
+    config: ModelConfig,
+    gist_token: int,
+) -> jax.Array:
+    """The final states `[B, T, D]` of an encoder that reads inputs after gist caches.
+
+    Args:
+      tokens: int `[B, T]`, of the inputs.
+      segment: int `[B, T]`, 1 for tokens and 0 for padding.
+    """
+    model = merge(params, config)
+    return run_prompt(model, tokens, segment, gists, condition="gist", gist_token=gist_token)[0]
