@@ -127,7 +127,34 @@ def _nth(source, sizes, n):
     return [next(stream) for _ in range(n + 1)][n]
 
 
-@pytest.mark.parametrize("settings", [dict(pack=True), dict(pack=False), dict(buckets=(24,))])
+@pytest.mark.parametrize("pack", [False, True])
+def test_every_example_draws_a_number_of_gist_tokens(pack):
+    """Anew in every epoch, the same for the same seed, whichever rows a process makes."""
+    source = [instructions.Corpus("train")[i] for i in range(8)]
+    settings = dict(batch_size=8, max_length=64, pack=pack, gist_token_choices=(1, 2, 5))
+
+    def counts(batch):
+        is_gist = batch["tokens"] == tokenizer().gist_id
+        return [
+            int(is_gist[row][batch["segment"][row] == number].sum())
+            for row in range(len(is_gist))
+            for number in range(1, batch["segment"][row].max() + 1)
+        ]
+
+    stream, again, other = (batches_of(source, **settings, seed=seed) for seed in (0, 0, 1))
+    drawn = [counts(next(stream)) for _ in range(4)]
+    assert set(sum(drawn, [])) == {1, 2, 5}
+    assert drawn[0] != drawn[1]
+    assert [counts(next(again)) for _ in range(4)] == drawn
+    assert [counts(next(other)) for _ in range(4)] != drawn
+    if not pack:
+        some = batches_of(source, **settings, rows=np.array([1, 6]))
+        assert counts(next(some)) == [drawn[0][1], drawn[0][6]]
+
+
+@pytest.mark.parametrize(
+    "settings", [dict(pack=True, gist_token_choices=(1, 3)), dict(pack=False), dict(buckets=(24,))]
+)
 def test_worker_processes_make_the_same_batches(settings):
     sizes = dict(batch_size=4, max_length=64, seed=1, **settings)
     source = instructions.Corpus("train")

@@ -55,6 +55,17 @@ def test_examples_load(model_family, examples):
         assert len(lm.generate(gists, inputs=["a", "b"], max_new_tokens=2)) == 2
 
 
+def test_example_adapters_load(model_family, examples):
+    folder = EXAMPLES / model_family
+    lm = gist_jax.load(folder / "adapter", base=folder / "workdir")
+    assert lm.gist_token_choices == (1, 2) and lm.adapter.config.rank == 2
+    gists = lm.compress(examples.INSTRUCTIONS)
+    assert gists.num_gist_tokens == 2
+    bare = gist_jax.load(folder / "workdir")
+    settings = dict(inputs=["a", "b"], max_new_tokens=2)
+    assert bare.generate(gists, **settings) == lm.generate(gists, **settings)
+
+
 def add_field(monkeypatch):
     """As a later version will do it: a new field of the config, and one of the model's shape."""
     usual = training_config.default

@@ -2,20 +2,23 @@
 
 PYTHONPATH=tests/helpers python tests/examples/make_examples.py
 
-They are of format 1 of workdirs and of exports, and of format 3 of gist caches. A new format gets
+They are of format 1 of workdirs and of exports, 2 of adapters, and 3 of gist caches. A new format gets
 examples of its own; these stay as they are.
 """
 
+import json
 import pathlib
 import shutil
+import tempfile
 
 import jax
 import quick
 
 import gist_jax
+from gist_jax.inference.load import export_adapter
 from gist_jax.training.loop import train
 from gist_jax.training.run import prepare
-from gist_jax.workdir import METRICS
+from gist_jax.workdir import METRICS, MODEL
 
 HERE = pathlib.Path(__file__).parent
 INSTRUCTIONS = ["Say the last word two times.", "Name the animal in the input, and nothing else."]
@@ -45,6 +48,21 @@ def main() -> None:
         lm = gist_jax.load(workdir)
         lm.compress(INSTRUCTIONS).save(folder / "two.gist.safetensors")
         lm.export(folder / "export")
+        make_adapter(family)
+
+
+def make_adapter(model_family: str) -> None:
+    """Writes the adapter, of the workdir's model."""
+    folder = HERE / model_family
+    settings = config(model_family)
+    settings.update(pretrained=str(folder / "workdir"), gist_token_choices=(1, 2))
+    settings.adapter.rank = 2
+    with tempfile.TemporaryDirectory() as run:
+        train(prepare(settings, run))
+        export_adapter(run, folder / "adapter")
+    described = json.loads((folder / "adapter" / MODEL).read_text())
+    described["adapter"]["base"] = "workdir"  # not where it was made
+    (folder / "adapter" / MODEL).write_text(json.dumps(described, indent=2) + "\n")
 
 
 if __name__ == "__main__":
