@@ -40,11 +40,13 @@ def base(tmp_path, model_family):
     return path
 
 
-def test_convert_is_a_command():
+def test_convert_is_a_command(monkeypatch, capsys):
     """It runs by itself, not only as a function."""
+    with pytest.raises(SystemExit):
+        command(convert, monkeypatch, capsys, "--help")
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("import", "export", "recover", "diff", "prefix"))
     python = [sys.executable, "-m", "gist_jax.convert"]
-    shown = subprocess.run([*python, "--help"], capture_output=True, text=True, check=True).stdout
-    assert all(name in shown for name in ("import", "export", "recover", "diff"))
     wrong = subprocess.run([*python, "recover", "--base=x"], capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: the following arguments are req")
     assert len(wrong.stderr.splitlines()) == 1

@@ -130,8 +130,9 @@ def decoded(model, ids, bias, context) -> jax.Array:
     shape = rows, config.num_heads, length, config.head_dim
     cache = KVCache.empty(config.num_decoder_layers, shape, "float32")
     state, steps = DecodeState(cache, jnp.int32(0), jnp.zeros((1, 1), jnp.int32)), []
+    step = jax.jit(model.decode_step)
     for t in range(length):
-        hidden, state = model.decode_step(ids[:, t : t + 1], bias[:, :, t : t + 1], context, state)
+        hidden, state = step(ids[:, t : t + 1], bias[:, :, t : t + 1], context, state)
         steps.append(hidden)
     return jnp.concatenate(steps, axis=1)
 
@@ -147,7 +148,7 @@ def test_logits_from_the_cache(case, golden, golden_model, unrolled):
     )
     positions = gist.positions_of(layout.segment) + gists.offset[:, None]
     inputs = Tokens(tokens, positions, gist.mask_to_bias(mask))
-    hidden, memory = model.prefill(inputs, gists.memory)
+    hidden, memory = jax.jit(model.prefill)(inputs, gists.memory)
     if case.decoder_tokens is not None:
         output = gist.following(layout, jnp.ones_like(case.decoder_tokens))
         mask = gist.attention_mask(output, "gist", before=gist.joined(gists.layout, layout))
