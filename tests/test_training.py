@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import quick
 import tokenizers
-from steps import GIST, random_batch
+from steps import GIST, longer_and_packed, random_adapter, random_batch
 
 import gist_jax
 from gist_jax.interop.huggingface import with_gist_token
+from gist_jax.models.adapter import AdapterConfig
 from gist_jax.models.dropout import Dropout
 from gist_jax.training import loop, program
 from gist_jax.training.config import default
+from gist_jax.training.losses import LossConfig
 from gist_jax.training.optimizer import make_schedule
 from gist_jax.training.run import prepare
 from gist_jax.training.step import StepConfig, summed_loss, train_step
@@ -27,18 +29,7 @@ def test_packing_and_padding_do_not_change_the_gradient(tiny):
     """The same examples, one a row, in longer rows, and all in one row."""
     config, params = tiny
     batch = random_batch(config, rows=3)
-    numbered, packed = {**batch}, {}
-    for segment in ("segment", "decoder_segment"):
-        if segment in batch:
-            numbered[segment] = batch[segment] * np.array([[1], [2], [3]], np.int32)
-    for name, x in numbered.items():
-        segment = "decoder_segment" if x.shape == batch["weights"].shape else "segment"
-        packed[name] = x[batch.get(segment, batch["segment"]) > 0][None]
-    # Both of one shape, for the sake of compiling.
-    longer = {
-        name: np.pad(x, ((0, 0), (0, packed[name].shape[1] - x.shape[1]))) for name, x in batch.items()
-    }
-    packed = {name: np.pad(x, ((0, 2), (0, 0))) for name, x in packed.items()}
+    longer, packed = longer_and_packed(batch)
     gradient = jax.jit(jax.value_and_grad(summed_loss), static_argnums=(1, 2))
     for condition in ("gist", "pos_control", "neg_control"):
         step_config = StepConfig(condition, GIST)
@@ -49,6 +40,16 @@ def test_packing_and_padding_do_not_change_the_gradient(tiny):
             np.testing.assert_allclose(same, loss, rtol=1e-5)
             close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5 * largest)
             jax.tree.map(close, same_gradients, gradients)
+    # Of an adapter that is distilled: its teacher reads packed rows too.
+    step_config = StepConfig("gist", GIST, adapter=AdapterConfig(2), loss=LossConfig("distill"))
+    adapter = random_adapter(config, AdapterConfig(2))
+    loss, gradients = gradient(adapter, config, step_config, batch, params)
+    largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradients))
+    for others in (longer, packed):
+        same, same_gradients = gradient(adapter, config, step_config, others, params)
+        np.testing.assert_allclose(same, loss, rtol=1e-5)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5 * largest)
+        jax.tree.map(close, same_gradients, gradients)
 
 
 def test_loss_counts_output_tokens_only(tiny):

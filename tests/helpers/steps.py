@@ -41,6 +41,21 @@ def random_batch(config, rows=8, length=24, seed=0):
     return {**batch, **of_decoder, "targets": targets, "weights": written.astype(np.float32)}
 
 
+def longer_and_packed(batch):
+    """The examples of three rows in longer rows, and all in one row of a batch of the same shape."""
+    numbered, packed = {**batch}, {}
+    for segment in ("segment", "decoder_segment"):
+        if segment in batch:
+            numbered[segment] = batch[segment] * np.array([[1], [2], [3]], np.int32)
+    for name, x in numbered.items():
+        segment = "decoder_segment" if x.shape == batch["weights"].shape else "segment"
+        packed[name] = x[batch.get(segment, batch["segment"]) > 0][None]
+    longer = {
+        name: np.pad(x, ((0, 0), (0, packed[name].shape[1] - x.shape[1]))) for name, x in batch.items()
+    }
+    return longer, {name: np.pad(x, ((0, 2), (0, 0))) for name, x in packed.items()}
+
+
 def program_of(model_family, sizes=(1, 1, 1), **settings) -> Program:
     """The program of a model on a mesh of the first devices.
 
