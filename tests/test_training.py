@@ -41,8 +41,9 @@ def test_packing_and_padding_do_not_change_the_gradient(tiny):
             close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5 * largest)
             jax.tree.map(close, same_gradients, gradients)
     # Of an adapter that is distilled: its teacher reads packed rows too.
-    step_config = StepConfig("gist", GIST, adapter=AdapterConfig(2), loss=LossConfig("distill"))
-    adapter = random_adapter(config, AdapterConfig(2))
+    shape = AdapterConfig(2, alpha=0.2)
+    step_config = StepConfig("gist", GIST, adapter=shape, loss=LossConfig("distill"))
+    adapter = random_adapter(config, shape)
     loss, gradients = gradient(adapter, config, step_config, batch, params)
     largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradients))
     for others in (longer, packed):
