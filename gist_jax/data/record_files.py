@@ -1,11 +1,13 @@
 """Data sets that are read record by record: array_record files, TFDS, and Hugging Face datasets."""
 
+import bisect
 import concurrent.futures
 import glob
 import hashlib
 import json
 import pathlib
 import re
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -50,47 +52,45 @@ def _digest(file: Path) -> str:
     return digest.hexdigest()
 
 
+# Both are for reading in a row. With them a record costs a walk through the file's whole index: of ten
+# million records 180 ms, in place of 11 µs.
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+
+
 class ArrayRecords(Sequence[Record]):
     """The records of array_record files, each a JSON object, in the order of the files."""
 
     def __init__(self, files: Sequence[str]):
-        import grain
+        from array_record.python.array_record_module import ArrayRecordReader
 
-        self.files = list(files)
-        try:
-            self._records = grain.sources.ArrayRecordDataSource(self.files)
-            self._length = len(self._records)
-        except Exception as error:  # of several kinds, for files that are damaged
-            raise UserError(f"cannot read {self.files[0]}: {shortened(error)}") from None
+        self.files, self._lock = list(files), threading.Lock()
+        self._readers, self._ends = [], [0]
+        for file in self.files:
+            try:
+                reader = ArrayRecordReader(file, options=_READER_OPTIONS)
+                if not reader.ok():
+                    reader.close()  # which says what is wrong
+                self._ends.append(self._ends[-1] + reader.num_records())
+            except Exception as error:  # of several kinds, for files that are damaged
+                raise UserError(f"cannot read {file}: {shortened(error)}") from None
+            self._readers.append(reader)
 
     def __len__(self) -> int:
-        return self._length
+        return self._ends[-1]
 
     def __getitem__(self, index: Any) -> Any:
-        return self.__getitems__([index])[0]
-
-    # The name that other data sources have for it, too. One record takes 390 µs to read, 64 at a time a
-    # fraction of that each.
-    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is not in 0..{len(self) - 1}")
+        number = bisect.bisect_right(self._ends, index) - 1
+        reader, file = self._readers[number], self.files[number]
         try:
-            read = self._records.__getitems__(indices)
+            with self._lock:  # a reader has a place where it stands
+                reader.seek(index - self._ends[number])
+                record = json.loads(reader.read())
         except Exception as error:  # of several kinds, for files that are damaged
-            if len(indices) > 1:  # one of them says that it is it
-                return [self[i] for i in indices]
-            raise UserError(
-                f"cannot read record {indices[0]} of {self.files[0]}: {shortened(error)}"
-            ) from None
-        return [self._record(*pair) for pair in zip(indices, read, strict=True)]
-
-    def _record(self, index: int, read: bytes) -> Record:
-        try:
-            record = json.loads(read)
-        except ValueError as error:
-            raise UserError(
-                f"cannot read record {index} of {self.files[0]}: {shortened(error)}"
-            ) from None
+            raise UserError(f"cannot read record {index} of {file}: {shortened(error)}") from None
         if not isinstance(record, dict):
-            raise UserError(f"record {index} of {self.files[0]} is no JSON object")
+            raise UserError(f"record {index} of {file} is no JSON object")
         return record
 
     # A worker process opens the files itself.
