@@ -2,19 +2,24 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
 
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
 from gist_jax.interop.huggingface import Checkpoint, find, with_gist_token
+from gist_jax.models import registry
 from gist_jax.models.adapter import mean_embedding
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
+from gist_jax.training.config import adapter_config
+from gist_jax.training.program import Program
 from gist_jax.workdir import MODEL, TOKENIZER, read_model, read_params
 
 
@@ -76,7 +81,55 @@ class Pretrained:
         return self._num_gist_tokens > 0
 
 
-def adapter_start(
+def start(
+    config: ConfigDict,
+    program: Program,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    pretrained: Pretrained | None,
+) -> tuple[Callable[[], Params], Params | None]:
+    """What gives the parameters that training starts from, and those that stay as they are."""
+    shardings, key = program.param_shardings, jax.random.key(config.seed)
+    if pretrained is None:
+        return jax.jit(functools.partial(registry.init, model, key), out_shardings=shardings), None
+    if program.frozen is None:
+        return functools.partial(pretrained.load, tokenizer, shardings), None
+    placed = jax.tree.map(lambda x: x.sharding, program.frozen)
+    adapter = adapter_config(config)
+    if adapter is None:  # the teacher is a copy
+        copy = pretrained.load(tokenizer, placed)
+        rounded = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(config.param_dtype), params))
+        return functools.partial(pretrained.load, tokenizer, shardings), rounded(copy)
+    base = pretrained.load_base(placed)
+    random = functools.partial(registry.init_adapter, model, adapter, key)
+    first = functools.partial(
+        _adapter_start,
+        base,
+        tokenizer,
+        pretrained.has_gist_token(tokenizer),
+        jax.jit(random, out_shardings=shardings),
+        shardings["gist_embedding"],
+    )
+    return first, base
+
+
+def absolute(name: str) -> str:
+    """A path that holds wherever a command is run; a hub id as it is."""
+    path = pathlib.Path(name)
+    return str(path.resolve()) if path.is_dir() else name
+
+
+def check_same_base(config: ConfigDict, workdir: pathlib.Path, fingerprint: str, resumes: bool) -> None:
+    """Raises if the base of an adapter changed since its run began."""
+    before = read_model(workdir).adapter if resumes else None
+    if before is not None and before.fingerprint != fingerprint:
+        raise UserError(
+            f"the weights of {config.pretrained} changed since the run in {workdir} began: their "
+            f"fingerprint is {fingerprint}, not {before.fingerprint}; choose another workdir"
+        )
+
+
+def _adapter_start(
     base: Params,
     tokenizer: Tokenizer,
     has_gist_token: bool,

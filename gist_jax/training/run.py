@@ -1,7 +1,6 @@
 """Prepares all that training needs from a config and a workdir, checked before anything is computed."""
 
 import dataclasses
-import functools
 import importlib.util
 import os
 import pathlib
@@ -42,7 +41,7 @@ from gist_jax.training.config import (
     gist_token_counts,
     validate,
 )
-from gist_jax.training.pretrained import Pretrained, adapter_start
+from gist_jax.training.pretrained import Pretrained, absolute, check_same_base, start
 from gist_jax.training.program import Program, make_program
 from gist_jax.workdir import (
     CHECKPOINTS,
@@ -116,14 +115,14 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
     _check_room(config, template)
     examples = _training_examples(config, splits["train"], template, data.fingerprint)
     program = make_program(config, model, tokenizer.gist_id, mesh, template.space_before_gists)
-    init, frozen = _start(config, program, model, tokenizer, pretrained)
+    init, frozen = start(config, program, model, tokenizer, pretrained)
     described = Description(model, config.condition, counts[-1], template.name)
     if len(counts) > 1:
         described = described._replace(gist_token_choices=counts)
     if adapter is not None and pretrained is not None and frozen is not None:
         fingerprint = base_fingerprint(jax.jit(unstacked)(frozen), model)
-        _check_same_base(config, workdir, fingerprint, resumes)
-        base = _absolute(config.pretrained)
+        check_same_base(config, workdir, fingerprint, resumes)
+        base = absolute(config.pretrained)
         described = described._replace(adapter=AdapterDescription(adapter, base, fingerprint))
 
     # Of several processes none may look into the workdir after the first has begun to write.
@@ -135,54 +134,6 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
         _describe(config, workdir, tokenizer, described, data.fingerprint, resumes)
     distributed.wait_for_all("described")
     return Run(config, workdir, splits, examples, template, model, program, init, frozen)
-
-
-def _start(
-    config: ConfigDict,
-    program: Program,
-    model: ModelConfig,
-    tokenizer: Tokenizer,
-    pretrained: Pretrained | None,
-) -> tuple[Callable[[], Params], Params | None]:
-    """What gives the parameters that training starts from, and those that stay as they are."""
-    shardings, key = program.param_shardings, jax.random.key(config.seed)
-    if pretrained is None:
-        return jax.jit(functools.partial(registry.init, model, key), out_shardings=shardings), None
-    if program.frozen is None:
-        return functools.partial(pretrained.load, tokenizer, shardings), None
-    placed = jax.tree.map(lambda x: x.sharding, program.frozen)
-    adapter = adapter_config(config)
-    if adapter is None:  # the teacher is a copy
-        copy = pretrained.load(tokenizer, placed)
-        rounded = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(config.param_dtype), params))
-        return functools.partial(pretrained.load, tokenizer, shardings), rounded(copy)
-    base = pretrained.load_base(placed)
-    random = functools.partial(registry.init_adapter, model, adapter, key)
-    start = functools.partial(
-        adapter_start,
-        base,
-        tokenizer,
-        pretrained.has_gist_token(tokenizer),
-        jax.jit(random, out_shardings=shardings),
-        shardings["gist_embedding"],
-    )
-    return start, base
-
-
-def _absolute(name: str) -> str:
-    """A path that holds wherever a command is run; a hub id as it is."""
-    path = pathlib.Path(name)
-    return str(path.resolve()) if path.is_dir() else name
-
-
-def _check_same_base(config: ConfigDict, workdir: pathlib.Path, fingerprint: str, resumes: bool) -> None:
-    """Raises if the base of an adapter changed since its run began."""
-    before = read_model(workdir).adapter if resumes else None
-    if before is not None and before.fingerprint != fingerprint:
-        raise UserError(
-            f"the weights of {config.pretrained} changed since the run in {workdir} began: their "
-            f"fingerprint is {fingerprint}, not {before.fingerprint}; choose another workdir"
-        )
 
 
 def _check_room(config: ConfigDict, template: PromptTemplate) -> None:
