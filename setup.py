@@ -49,6 +49,7 @@ setup(
             "hypothesis>=6.130,<7",
             "import-linter>=2.16,<3",
             "mypy>=2.4,<3",
+            "psutil>=6,<8",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.9,<1",

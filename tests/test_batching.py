@@ -1,7 +1,15 @@
 """Training batches: streams that resume, examples that are cut, rows that are packed."""
 
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
 import numpy as np
+import psutil
 import pytest
+from launch_scripts import alive, wait_for
 
 from gist_jax.data import instructions
 from gist_jax.data.batching import training_batches
@@ -168,3 +176,29 @@ def test_worker_processes_make_the_same_batches(settings):
     again = batches_of(source, **sizes, workers=2)
     again.set_state(state)
     np.testing.assert_array_equal(next(again)["tokens"], expected["tokens"])
+
+
+def test_workers_end_with_the_process_that_trains():
+    """However it ends."""
+    script = """
+import time
+from test_batching import batches_of, instructions
+if __name__ == "__main__":
+    next(batches_of(instructions.Corpus("train"), batch_size=2, max_length=64, workers=1))
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+    tests = pathlib.Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{tests}{os.pathsep}{tests / 'helpers'}"}
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "script.py"
+        file.write_text(script)
+        process = subprocess.Popen(
+            [sys.executable, str(file)], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline().strip() == "ready"
+        workers = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+        assert workers
+        process.kill()
+        process.wait()
+        wait_for(lambda: not any(map(alive, workers)))

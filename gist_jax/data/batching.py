@@ -1,7 +1,10 @@
 """Examples to fixed-shape training batches, through Grain."""
 
 import dataclasses
+import os
 import signal
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -108,10 +111,18 @@ class _Unchunk(grain.experimental.FlatMapTransform):
         return element
 
 
-def _leave_signals(index: int, count: int) -> None:
-    """Signals are for the process that trains, which ends its workers when it is done."""
+def _begin_worker(index: int, count: int) -> None:
+    """Leaves signals to the process that trains, and ends with it, however it ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _encoded(examples: Examples | TokenCache, template: PromptTemplate, seed: int) -> grain.MapDataset:
@@ -177,7 +188,7 @@ def training_batches(
         if not flags.FLAGS.is_parsed():  # grain looks at its own
             flags.FLAGS.mark_as_parsed()
         return dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_leave_signals
+            grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_begin_worker
         )
 
     # One thread prefetches. Tokenizing is Python: more threads would only contend for its lock.
