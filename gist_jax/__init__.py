@@ -14,16 +14,22 @@ from gist_jax import malloc
 if TYPE_CHECKING:
     from gist_jax.inference.gist_cache import GistCache
     from gist_jax.inference.language_model import LanguageModel
+    from gist_jax.inference.library import GistLibrary
     from gist_jax.inference.load import load
 
 # Both must happen before JAX is loaded. XLA's own lines say nothing to a user.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 malloc.set_up()
 
-__all__ = ["GistCache", "LanguageModel", "load"]
+__all__ = ["GistCache", "GistLibrary", "LanguageModel", "load"]
 __version__ = "0.1.0"
 
-_MODULES = {"GistCache": "gist_cache", "LanguageModel": "language_model", "load": "load"}
+_MODULES = {
+    "GistCache": "gist_cache",
+    "GistLibrary": "library",
+    "LanguageModel": "language_model",
+    "load": "load",
+}
 
 
 def __getattr__(name: str) -> Any:
