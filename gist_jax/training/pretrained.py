@@ -46,12 +46,14 @@ class Pretrained:
 
     def config(self, tokenizer: Tokenizer, is_base: bool) -> ModelConfig:
         """The model's shape: as it is for a base, or with room for the gist token of a tokenizer."""
-        real = tokenizer.vocab_size - 1 if tokenizer.gist_id == tokenizer.vocab_size - 1 else 0
-        if self._config.vocab_size < real:
-            raise UserError(
-                f"the tokenizer has {real} entries, but {self.path} has only {self._config.vocab_size}"
-            )
         if is_base:
+            # A gist token that comes last needs no entry.
+            needed = tokenizer.vocab_size - (tokenizer.gist_id == tokenizer.vocab_size - 1)
+            if self._config.vocab_size < needed:
+                raise UserError(
+                    f"the tokenizer has {needed} entries without the gist token, but {self.path} only "
+                    f"{self._config.vocab_size}"
+                )
             return self._config
         rows = max(self._config.vocab_size, tokenizer.vocab_size)
         return dataclasses.replace(self._config, vocab_size=rows)
