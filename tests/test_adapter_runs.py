@@ -139,6 +139,7 @@ def test_an_adapter_resumes(model_family, base, adapted, tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 def test_adapters_as_directories(model_family, base, adapted, tmp_path, monkeypatch, capsys):
     path = adapted[0]
     printed = command(
@@ -186,12 +187,11 @@ def test_adapters_as_directories(model_family, base, adapted, tmp_path, monkeypa
     )
 
 
+@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 def test_stock_transformers_take_an_adapters_prefix(base, adapted, tmp_path, monkeypatch, capsys):
     """The script of docs/prefixes.md, on the unchanged base, prints what we write."""
     pytest.importorskip("torch", reason="PyTorch is optional: pip install 'gist_jax[torch]'")
     model = load(adapted[0])
-    if model.config.is_encoder_decoder:
-        return
     command(convert, monkeypatch, capsys, "export", f"--model={base}", f"--output={tmp_path}/hf")
     model.compress(INSTRUCTIONS[:1]).save(tmp_path / "x.gist.safetensors")
     arguments = f"--model={adapted[0]}", f"--gist={tmp_path}/x.gist.safetensors"
@@ -205,6 +205,7 @@ def test_stock_transformers_take_an_adapters_prefix(base, adapted, tmp_path, mon
     assert done.stdout.splitlines() == expected
 
 
+@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 def test_a_base_that_changed_is_refused(model_family, base, adapted, tmp_path):
     """When a run is resumed."""
     described = json.loads((adapted[0] / "model.json").read_text())
@@ -218,6 +219,7 @@ def test_a_base_that_changed_is_refused(model_family, base, adapted, tmp_path):
         prepare(config_of(model_family, **adapter_settings(base)), changed)
 
 
+@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 def test_labels(base, adapted, tmp_path, monkeypatch, capsys):
     """They are what the base writes, and a source to train on."""
     records = [{"instruction": i, "input": x} for i in INSTRUCTIONS for x in INPUTS] * 3

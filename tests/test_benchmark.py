@@ -164,7 +164,7 @@ def test_times_of_a_shape(tmp_path, monkeypatch, capsys):
     sizes = "--instruction=7,9", "--input=5", "--output_tokens=4", "--batch=2", "--rounds=2"
     arguments = *SMALL, "--random_weights", *sizes, f"--output={tmp_path / 'made'}"
     text = command(benchmark, monkeypatch, capsys, *arguments)
-    assert "input 5, output 4, gist tokens 1" in text and text.count("gist cache") == 2
+    assert "input 5, output 4, batch 2, gist tokens 1" in text and text.count("gist cache") == 2
     made = sorted(path.name for path in (tmp_path / "made").iterdir())
     assert made == [
         "break_even.png",

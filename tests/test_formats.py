@@ -110,8 +110,8 @@ def test_a_new_field_changes_no_fingerprint(model_family):
 
 def test_a_newer_workdir_is_refused(stopped, examples):
     described = json.loads((stopped / MODEL).read_text())
-    (stopped / MODEL).write_text(json.dumps(described | {"format": 2}))
-    sentence = "has format 2, but this version of gist_jax reads formats 1 to 1"
+    (stopped / MODEL).write_text(json.dumps(described | {"format": 3}))
+    sentence = "has format 3, but this version of gist_jax reads formats 1 to 2"
     with pytest.raises(UserError, match=sentence):
         gist_jax.load(stopped)
     with pytest.raises(UserError, match=sentence):

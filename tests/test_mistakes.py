@@ -169,7 +169,20 @@ def test_mistakes_with_models(tmp_path, workdir, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("num_gist_tokens", 0, "config.num_gist_tokens must be at least 1, but is 0"),
+        ("num_gist_tokens", 0, "config.num_gist_tokens is 0, but config.condition is 'gist'"),
+        ("num_gist_tokens", -1, "config.num_gist_tokens must be at least 0, but is -1"),
+        (
+            "gist_token_choices",
+            (1, 0),
+            "config.gist_token_choices is .1, 0. but must be numbers above 0",
+        ),
+        ("adapter.rank", 4, "an adapter needs a model to start from: set config.pretrained"),
+        ("adapter.rank", -1, "config.adapter.rank must not be negative"),
+        ("adapter.targets", ("query", "keys"), "names 'keys' but there are query, key, value"),
+        ("loss.kind", "kl", "config.loss.kind is 'kl' but must be one of cross_entropy, distill"),
+        ("loss.kind", "distill", "distillation needs a model to start from"),
+        ("loss.temperature", 0.0, "config.loss.temperature must be above 0"),
+        ("loss.cross_entropy", 1.5, "config.loss.cross_entropy must be in 0 … 1"),
         ("data.template", "chats", "config.data.template is .chats. but must be one of paper, chat"),
         ("data.template", "chat", "the tokenizer has no chat template"),
         ("data.buckets", (600,), "config.data.buckets is .600,. but must be lengths below"),
@@ -249,7 +262,7 @@ def test_unknown_field_in_a_config_file(tmp_path):
         ),
         (["--config=tests/helpers/quick.py"], "workdir"),
         (["--config=tests/nowhere.py", "--workdir=X"], "nowhere.py"),
-        (["--config=tests/helpers/quick.py", "--workdir=X", "--config.num_gist_tokens=0"], "at least 1"),
+        (["--config=tests/helpers/quick.py", "--workdir=X", "--config.num_gist_tokens=0"], "is 0, but"),
         (["--config=tests/helpers/quick.py", "--workdir=X", "--config.num_steps=few"], "num_steps"),
     ],
 )

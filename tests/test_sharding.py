@@ -28,7 +28,7 @@ def reference(model_family):
 # Not all pairs, for want of time.
 @pytest.mark.parametrize(
     ("sizes", "accumulate"),
-    [((1, 1, 1), 2), ((8, 1, 1), 2), ((1, 8, 1), 1), ((2, 2, 2), 1), ((2, 2, 2), 2), ((1, 1, 8), 1)],
+    [((1, 1, 1), 2), ((8, 1, 1), 2), ((1, 8, 1), 1), ((2, 2, 2), 2), ((1, 1, 8), 1)],
 )
 def test_losses_do_not_depend_on_mesh_or_accumulation(model_family, reference, sizes, accumulate):
     settings = dict(dropout=DROPOUT[model_family], optimizer__accumulate=accumulate)

@@ -131,8 +131,8 @@ def test_the_best_and_the_last_checkpoints_are_kept(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
-    def diverging(state, batch, **settings):
-        state, metrics = train_step(state, batch, **settings)
+    def diverging(*arguments, **settings):
+        state, metrics = train_step(*arguments, **settings)
         return state, {**metrics, "loss": jnp.where(state.step == 6, jnp.nan, metrics["loss"])}
 
     monkeypatch.setattr(program, "train_step", diverging)
@@ -347,9 +347,9 @@ def test_the_seed_of_a_run_is_that_of_its_dropout(tmp_path):
     """With one example and given weights nothing else depends on it."""
     config = finetuning(tmp_path, "t5", count=1)
     first_losses = {}
-    for dropout, seed in ((0.0, 0), (0.3, 0), (0.3, 1)):
-        config.update_from_flattened_dict({"seed": seed, "dropout": dropout, "num_steps": 1})
-        workdir = tmp_path / f"{seed}-{dropout}"
+    for seed in (0, 1):
+        config.update_from_flattened_dict({"seed": seed, "dropout": 0.3, "num_steps": 1})
+        workdir = tmp_path / str(seed)
         loop.train(prepare(config, workdir))
-        first_losses[dropout, seed] = losses(workdir)[0][1]
-    assert len(set(first_losses.values())) == 3
+        first_losses[seed] = losses(workdir)[0][1]
+    assert first_losses[0] != first_losses[1]

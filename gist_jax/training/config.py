@@ -227,7 +227,6 @@ def validate(config: ConfigDict) -> None:
     for name in (*at_least_one, *writing):
         if _field(config, name) < 1:
             raise UserError(f"config.{name} must be at least 1, but is {_field(config, name)}")
-    _check_gist_tokens(config)
     positive = ("optimizer.learning_rate", "optimizer.clip_norm", "optimizer.eps")
     for name in (*positive, "adapter.alpha", "loss.temperature"):
         if not 0 < _field(config, name) < math.inf:  # nor NaN
@@ -253,6 +252,7 @@ def validate(config: ConfigDict) -> None:
         raise UserError("config.attention is 'cudnn', which has no dropout: set config.dropout to 0")
     if config.attention == "cudnn" and jax.default_backend() != "gpu":
         raise UserError(f"config.attention is 'cudnn', but the device is a {jax.default_backend()}")
+    _check_gist_tokens(config)
     for name in reading:
         if _field(config, name) < 2 * gist_token_counts(config)[-1] + 16:
             raise UserError(
