@@ -10,7 +10,7 @@ import contextlib
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -74,6 +74,19 @@ def parser(description: str) -> argparse.ArgumentParser:
         last = len(folders) - 1 - folders[::-1].index("gist_jax")
         prog = f"python -m {'.'.join([*folders[last:], script.stem])}"
     return _Parser(prog=prog, description=description, formatter_class=_Help, allow_abbrev=False)
+
+
+def add_subcommand(
+    subcommands: Any, name: str, run: Callable[[argparse.Namespace], None], meaning: str
+) -> argparse.ArgumentParser:
+    """Adds a subcommand, which `options.run(options)` runs, and gives its parser.
+
+    Args:
+      subcommands: of `parser(…).add_subparsers`.
+    """
+    subcommand: argparse.ArgumentParser = subcommands.add_parser(name, help=meaning)
+    subcommand.set_defaults(run=run)
+    return subcommand
 
 
 def output_file(name: str) -> pathlib.Path:

@@ -16,6 +16,7 @@ from gist_jax.cli import (
     MODEL_HELP,
     OUTPUT_HELP,
     add_model,
+    add_subcommand,
     exit_on_user_error,
     output_file,
     parser,
@@ -84,15 +85,8 @@ def main() -> None:
     def add(
         name: str, run: Callable[[argparse.Namespace], None], meaning: str
     ) -> argparse.ArgumentParser:
-        subcommand = subcommands.add_parser(name, help=meaning)
-        subcommand.set_defaults(run=run)
-        is_file = run is _prefix
-        subcommand.add_argument(
-            "--output",
-            required=True,
-            type=output_file if is_file else pathlib.Path,
-            help="file to write, *.safetensors" if is_file else OUTPUT_HELP,
-        )
+        subcommand = add_subcommand(subcommands, name, run, meaning)
+        subcommand.add_argument("--output", required=True, type=pathlib.Path, help=OUTPUT_HELP)
         return subcommand
 
     subcommand = add("import", _import, "make a workdir of a checkpoint, with a gist token")
@@ -107,7 +101,10 @@ def main() -> None:
     subcommand = add("diff", _diff, "write what finetuning changed")
     subcommand.add_argument("--tuned", required=True, help=HUB)
     subcommand.add_argument("--base", required=True, help=HUB)
-    subcommand = add("prefix", _prefix, "make a gist cache a prefix that a stock engine takes")
+    meaning = "make a gist cache a prefix that a stock engine takes"
+    subcommand = add_subcommand(subcommands, "prefix", _prefix, meaning)
+    written = "file to write, *.safetensors"
+    subcommand.add_argument("--output", required=True, type=output_file, help=written)
     subcommand.add_argument("--gist", required=True, help="file of gist_jax.compress")
     add_model(subcommand)
     formats = "transformers: safetensors for a script; mlx: MLX-LM's prompt-cache file, of one gist"

@@ -11,7 +11,7 @@ import dataclasses
 import pathlib
 
 from gist_jax import cli
-from gist_jax.data.sources import limited, load_data
+from gist_jax.data.sources import Examples, first, load_data
 from gist_jax.errors import UserError
 from gist_jax.evaluation.labels import Labelling, label
 from gist_jax.inference.load import load
@@ -56,7 +56,9 @@ def _label(options: argparse.Namespace) -> None:
         raise UserError(f"{options.output} exists already: choose another name for the output")
     sampling = make_sampling(options.temperature, options.top_k, options.top_p)
     data = load_data(options.source, labelled=False)
-    splits = {name: limited(split, options.num_examples) for name, split in data.splits.items()}
+    splits: dict[str, Examples] = data.splits
+    if options.num_examples is not None:
+        splits = {name: first(split, options.num_examples) for name, split in splits.items()}
     model = load(options.model, dtype=options.dtype, adapter=options.adapter, base=options.base)
     teacher = dataclasses.replace(
         model, num_gist_tokens=0, gist_token_choices=(), condition="pos_control", adapter=None

@@ -10,7 +10,14 @@ python -m gist_jax.library verify --library=DIR
 import argparse
 from collections.abc import Callable
 
-from gist_jax.cli import add_model, exit_on_user_error, nonempty, parser, set_up_libraries
+from gist_jax.cli import (
+    add_model,
+    add_subcommand,
+    exit_on_user_error,
+    nonempty,
+    parser,
+    set_up_libraries,
+)
 from gist_jax.data.files import read_records
 from gist_jax.errors import UserError
 from gist_jax.inference.library import GistLibrary
@@ -77,8 +84,7 @@ def main() -> None:
     def add(
         name: str, run: Callable[[argparse.Namespace], None], meaning: str
     ) -> argparse.ArgumentParser:
-        subcommand = subcommands.add_parser(name, help=meaning)
-        subcommand.set_defaults(run=run)
+        subcommand = add_subcommand(subcommands, name, run, meaning)
         subcommand.add_argument("--library", required=True, type=nonempty, help="folder of the gists")
         return subcommand
 

@@ -9,14 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
+from random_models import DECODERS, random_decoder, random_t5, torch
 
 from gist_jax.data.tokenization import train_bpe
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.interop.huggingface import Checkpoint
 from gist_jax.interop.prefix import Prefix
-
-torch = pytest.importorskip("torch", reason="PyTorch is optional: pip install 'gist_jax[torch]'")
-from test_transformers import DECODERS, random_decoder, random_t5  # noqa: E402
 
 NEAR = 1e-4  # of logits: which of two tokens comes then is chance
 WORDS = ["tea", "cup", "lamp", "river", "stone", "green", "seven", "walk", "count", "first", "two"]

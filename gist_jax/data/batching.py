@@ -199,10 +199,11 @@ def training_batches(
         padded = _Together(dataset.map(Pad(lengths, pad_id)), batch_size, rows.tolist())
         return iter(of_workers(padded.map(_batch).to_iter_dataset(one_thread)))
     if pack:
-        singles = _Ahead(dataset).to_iter_dataset(no_thread)
         if workers:
             chunks = _Together(dataset, CHUNK).to_iter_dataset(one_thread)
             singles = grain.experimental.FlatMapIterDataset(of_workers(chunks), _Unchunk())
+        else:
+            singles = _Ahead(dataset).to_iter_dataset(no_thread)
         packed = grain.experimental.FirstFitPackIterDataset(
             singles, length_struct=lengths, num_packing_bins=batch_size
         )

@@ -210,22 +210,3 @@ def first(examples: Examples, count: int) -> list[Example]:
         shares = zip(examples.parts, examples.weights, strict=True)
         return [example for part, share in shares for example in first(part, round(count * share))]
     return [examples[i] for i in range(min(count, len(examples)))]
-
-
-@dataclasses.dataclass(frozen=True)
-class _First(Sequence[Example]):
-    """The first examples of a split, read when they are asked for."""
-
-    examples: Examples
-    most: int
-
-    def __len__(self) -> int:
-        return min(self.most, len(self.examples))
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.examples[index]
-
-
-def limited(examples: Examples, count: int | None) -> Examples:
-    """The split as it is, or its first so many examples, read when they are asked for."""
-    return examples if count is None else _First(examples, count)

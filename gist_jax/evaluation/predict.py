@@ -111,6 +111,7 @@ def evaluator(run: Run) -> Evaluate:
     options, splits = run.config.evaluation, run.validation_splits()
     mesh, counts = run.program.mesh, gist_token_counts(run.config)
     adapter = adapter_config(run.config)
+    base = None if adapter is None else run.frozen
     # As in training, but for unrolled layers.
     of_base = run.program.params if adapter is None else run.program.frozen
     shapes = jax.eval_shape(unstacked, of_base)
@@ -118,7 +119,7 @@ def evaluator(run: Run) -> Evaluate:
 
     def evaluate(params: Params, step: int) -> dict[str, float]:
         model = LanguageModel.from_params(
-            params if run.frozen is None or adapter is None else run.frozen,
+            params if base is None else base,
             run.model,
             run.template.tokenizer,
             num_gist_tokens=counts[-1],

@@ -24,15 +24,17 @@ def base_fingerprint(params: Params, config: ModelConfig) -> str:
         for field in dataclasses.fields(config)
         if getattr(config, field.name) != field.default and not field.name.startswith("initializer")
     }
-    digest = hashlib.sha256(f"{config.family} {sorted(said.items())}".encode())
-    digest.update(np.asarray(_checksums(jax.tree.leaves(params))).tobytes())
-    return digest.hexdigest()[:16]
+    return _fingerprint(f"{config.family} {sorted(said.items())}", params)
 
 
 def adapter_fingerprint(adapter: Adapter) -> str:
     """A short hash of every parameter of an adapter, and of what it computes with them."""
-    digest = hashlib.sha256(f"{adapter.config.alpha} {sorted(adapter.config.targets)}".encode())
-    digest.update(np.asarray(_checksums(jax.tree.leaves(adapter.params))).tobytes())
+    return _fingerprint(f"{adapter.config.alpha} {sorted(adapter.config.targets)}", adapter.params)
+
+
+def _fingerprint(said: str, params: Params) -> str:
+    digest = hashlib.sha256(said.encode())
+    digest.update(np.asarray(_checksums(jax.tree.leaves(params))).tobytes())
     return digest.hexdigest()[:16]
 
 

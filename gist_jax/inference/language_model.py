@@ -153,15 +153,14 @@ class LanguageModel:
           ValueError: if there is none, one is empty or longer than the model's positions, or the
             model has no gist token or was not trained to use it, or not with so many.
         """
-        if num_gist_tokens is not None:
-            return self.with_gist_tokens(num_gist_tokens).compress(instructions)
-        self._check_gist_token()
+        model = self if num_gist_tokens is None else self.with_gist_tokens(num_gist_tokens)
+        model._check_gist_token()
         if self.condition != "gist":
             raise UserError(
                 f"this model was trained as {self.condition}, so its gist tokens hold no instruction"
             )
         texts = as_texts("instruction", instructions)
-        rows = [self._instruction_ids(text) for text in texts]
+        rows = [model._instruction_ids(text) for text in texts]
         self._check_positions(max(map(len, rows)))
         tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
         gists = compress(
@@ -170,7 +169,7 @@ class LanguageModel:
             segment,
             config=self.config,
             gist_token=self.tokenizer.gist_id,
-            num_kept=self.num_gist_tokens,
+            num_kept=model.num_gist_tokens,
             adapter=self.adapter,
         )
         described = dataclasses.replace(gists[: len(rows)], origin=self.origin)

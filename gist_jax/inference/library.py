@@ -10,13 +10,13 @@ is killed leaves at most files that no name points to, which `verify` removes.
 """
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import pathlib
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -65,19 +65,13 @@ class GistLibrary(Mapping[str, GistCache]):
         self._refresh()
 
     def __len__(self) -> int:
-        with self._lock:
-            self._refresh()
-            return len(self._entries)
+        return len(self._current())
 
     def __iter__(self) -> Iterator[str]:
-        with self._lock:
-            self._refresh()
-            return iter(list(self._entries))
+        return iter(self._current())
 
     def __contains__(self, name: object) -> bool:
-        with self._lock:
-            self._refresh()
-            return name in self._entries
+        return name in self._current()
 
     def __repr__(self) -> str:
         return f"GistLibrary({self.path}, {len(self)} gists)"
@@ -88,11 +82,10 @@ class GistLibrary(Mapping[str, GistCache]):
         Raises:
           UserError: if there is none of that name.
         """
-        with self._lock:
-            self._refresh()
-            if name not in self._entries:
-                raise UserError(f"the library {self.path} has no gist {name!r}")
-            return self._entries[name]
+        entries = self._current()
+        if name not in entries:
+            raise UserError(f"the library {self.path} has no gist {name!r}")
+        return entries[name]
 
     def __getitem__(self, name: str) -> GistCache:
         for _ in range(2):  # it may be replaced while it is read
@@ -137,7 +130,7 @@ class GistLibrary(Mapping[str, GistCache]):
         """
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         new = {}
-        try:
+        with self._writing():  # the files too, or `verify` could take them for nobody's
             for name, cache in gists.items():
                 if not name or len(cache) != 1:
                     raise UserError(f"a library keeps gists of one row, but {name!r} has {len(cache)}")
@@ -146,8 +139,6 @@ class GistLibrary(Mapping[str, GistCache]):
                 cache.save(self._file(entry))
                 new[name] = entry
             self._change(lambda entries: {**entries, **new})
-        except OSError as error:
-            raise UserError(f"cannot write into the library {self.path}: {shortened(error)}") from None
 
     def remove(self, *names: str) -> None:
         """Removes gists.
@@ -157,10 +148,8 @@ class GistLibrary(Mapping[str, GistCache]):
         """
         for name in names:
             self.entry(name)
-        try:
+        with self._writing():
             self._change(lambda entries: {k: x for k, x in entries.items() if k not in names})
-        except OSError as error:
-            raise UserError(f"cannot write into the library {self.path}: {shortened(error)}") from None
 
     def renew(self, lm: LanguageModel) -> list[str]:
         """Compresses anew, from their instructions, what another model, tokenizer or template made.
@@ -186,31 +175,42 @@ class GistLibrary(Mapping[str, GistCache]):
                     problems[name] = f"it has {len(found)} rows"
             except UserError as error:
                 problems[name] = str(error)
-        try:
-            with FileLock(self.path / ".lock"):
-                known = {entry.file for entry in self._read().values()}
-                for file in (self.path / "gists").glob("*"):
-                    if file.name not in known:
-                        file.unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write into the library {self.path}: {shortened(error)}") from None
+        with self._writing():
+            known = {entry.file for entry in self._read().values()}
+            for file in (self.path / "gists").glob("*"):
+                if file.name not in known:
+                    file.unlink(missing_ok=True)
         return problems
 
     def _file(self, entry: Entry) -> pathlib.Path:
         return self.path / "gists" / entry.file
 
-    def _change(self, change: Any) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self._lock, FileLock(self.path / ".lock"):
-            before = self._read()
-            after = change(before)
-            listed = {name: dataclasses.asdict(entry) for name, entry in after.items()}
-            write_json(self.path / "index.json", {"format": FORMAT, "gists": listed})
-            kept = {entry.file for entry in after.values()}
-            for entry in before.values():
-                if entry.file not in kept:
-                    self._file(entry).unlink(missing_ok=True)
+    def _change(self, change: Callable[[dict[str, Entry]], dict[str, Entry]]) -> None:
+        """Replaces the index, and removes files that it named before; inside of `_writing`."""
+        before = self._read()
+        after = change(before)
+        listed = {name: dataclasses.asdict(entry) for name, entry in after.items()}
+        write_json(self.path / "index.json", {"format": FORMAT, "gists": listed})
+        kept = {entry.file for entry in after.values()}
+        for entry in before.values():
+            if entry.file not in kept:
+                self._file(entry).unlink(missing_ok=True)
+
+    def _current(self) -> dict[str, Entry]:
+        """The index as it is now, a dict that nobody changes."""
+        with self._lock:
             self._refresh()
+            return self._entries
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Lets one writer in at a time, and says in a sentence that the folder cannot be written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self._lock, FileLock(self.path / ".lock"):
+                yield
+        except OSError as error:
+            raise UserError(f"cannot write into the library {self.path}: {shortened(error)}") from None
 
     def _refresh(self) -> None:
         """Reads the index if it is not the one that was read."""

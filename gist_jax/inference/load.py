@@ -1,5 +1,6 @@
 """Finding a model by a path or a hub id, and an adapter with its base."""
 
+import dataclasses
 import pathlib
 
 from gist_jax.cli import DTYPES
@@ -96,13 +97,12 @@ def _adapted(directory: pathlib.Path, described: Description, base: Path, dtype:
             f"{adapter.fingerprint}, not {found}"
         )
     params, _ = read_params(directory)
-    model = LanguageModel(
-        bare.config,
-        bare.params,
-        load_tokenizer(directory / TOKENIZER),
-        described.num_gist_tokens,
-        described.condition,
-        described.template,
+    model = dataclasses.replace(
+        bare,
+        tokenizer=load_tokenizer(directory / TOKENIZER),
+        num_gist_tokens=described.num_gist_tokens,
+        condition=described.condition,
+        template_name=described.template,
         gist_token_choices=described.gist_token_choices,
     )
     return model.with_adapter(Adapter(params, adapter.config))

@@ -119,16 +119,18 @@ def summed_loss(
       frozen: parameters that no gradient reaches: the base of an adapter, and the teacher.
     """
     options = step_config.loss
-    if step_config.adapter is None or frozen is None:
+    if step_config.adapter is None:
         predicted = logits(params, config, step_config, batch)
     else:
+        assert frozen is not None  # `make_program` says when there must be
         adapter = Adapter(params, step_config.adapter)
         predicted = logits(frozen, config, step_config, batch, adapter)
     # A gist token, of which a base need not know, is never a target that counts.
     targets = jnp.where(batch["weights"] > 0, batch["targets"], 0)
     labelled = options.cross_entropy if options.kind == "distill" else 1.0
     losses = labelled * cross_entropy(predicted, targets) if labelled else jnp.zeros(targets.shape)
-    if options.kind == "distill" and frozen is not None:
+    if options.kind == "distill":
+        assert frozen is not None
         divergence = kl_divergence(
             teacher_logits(frozen, config, step_config, batch),
             predicted,
