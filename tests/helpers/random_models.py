@@ -1,4 +1,4 @@
-"""Small random models of transformers. Needs PyTorch: where it is missing, what imports this is skipped."""
+"""Small random models of transformers: without PyTorch, what imports this is skipped."""
 
 import pytest
 import transformers
