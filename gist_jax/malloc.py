@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 # Those that train or generate. `convert` needs little memory at a time, and is to keep none.
-COMMANDS = ("train", "evaluate", "compress", "generate", "demo", "benchmark")
+COMMANDS = ("train", "evaluate", "compress", "generate", "library", "label", "demo", "benchmark")
 # Parameters of malloc.h and their values: one arena, so that threads do not keep memory apart; no
 # mappings of their own for large blocks; and nothing is given back.
 SETTINGS = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}

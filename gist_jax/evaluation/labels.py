@@ -6,7 +6,6 @@ Of several processes each makes every so many-th part, and the first puts them t
 
 import json
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,15 +14,15 @@ from absl import logging
 from tqdm import tqdm
 
 from gist_jax.data.sources import Examples
-from gist_jax.errors import UserError
 from gist_jax.evaluation.predict import complete, prompts_of
+from gist_jax.inference.continuous import Row
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.inference.sampling import Sampling
-from gist_jax.io import atomic_directory, atomic_write, read_json, write_json
+from gist_jax.io import atomic_directory, atomic_write
+from gist_jax.parts import Parts
 from gist_jax.training.distributed import is_first, wait_for_all
 
 PART = 256  # examples
-_SETTINGS = "settings.json"
 
 
 class Labelling(NamedTuple):
@@ -53,20 +52,20 @@ def label(
     Raises:
       UserError: if there are parts that were made of something else.
     """
-    parts = output.with_name(f".{output.name}.parts")
+    parts = Parts(output)
     if is_first():
-        _begin(parts, dict(made_of))
+        parts.begin({**made_of, "examples of a part": PART})
     wait_for_all("labelling begins")
     work = [(name, start) for name in splits for start in range(0, len(splits[name]), PART)]
     mine = work[jax.process_index() :: jax.process_count()]
-    left = [(name, start) for name, start in mine if not _part(parts, name, start).exists()]
-    total = sum(min(PART, len(splits[name]) - start) for name, start in left)
+    left = [(name, start) for name, start in mine if not parts.path(_name(name, start)).exists()]
+    total = sum(min(PART, len(splits[name]) - start) for name, start in left) * options.num_outputs
     cut = 0
-    with tqdm(total=total, desc="labelling", unit="example", disable=not is_first()) as bar:
+    with tqdm(total=total, desc="labelling", unit="output", disable=not is_first()) as bar:
         for name, start in left:
             examples = [splits[name][i] for i in range(start, min(start + PART, len(splits[name])))]
             records, of_these = _labelled(model, examples, options, start, bar)
-            with atomic_write(_part(parts, name, start)) as tmp:
+            with atomic_write(parts.path(_name(name, start))) as tmp:
                 tmp.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
             cut += of_these
     if cut:
@@ -77,8 +76,8 @@ def label(
             for name in splits:
                 with (tmp / f"{name}.jsonl").open("w", encoding="utf-8") as file:
                     for start in range(0, len(splits[name]), PART):
-                        file.write(_part(parts, name, start).read_text(encoding="utf-8"))
-        shutil.rmtree(parts)
+                        file.write(parts.path(_name(name, start)).read_text(encoding="utf-8"))
+        parts.remove()
 
 
 def _labelled(
@@ -86,37 +85,16 @@ def _labelled(
 ) -> tuple[list[dict[str, str]], int]:
     """The records of a part, and how many outputs have no end."""
     prompts = prompts_of(model, examples, options.max_input_length)
-    records: list[list[dict[str, str]]] = [[] for _ in examples]
-    cut = 0
-    for number in range(options.num_outputs):
-        # No other part, and no other number, comes to the same seeds.
-        seed = options.seed + (start * options.num_outputs + number * PART)
-        ids = complete(
-            model,
-            prompts,
-            options.batch_size,
-            options.max_new_tokens,
-            options.sampling,
-            seed,
-            tick=bar.update if number == options.num_outputs - 1 else lambda _: None,
-        )
-        for example, row, of_example in zip(examples, ids, records, strict=True):
-            cut += model.tokenizer.eos_id not in row
-            of_example.append({**example, "output": model.tokenizer.decode(row)})
-    return [record for of_example in records for record in of_example], cut
+    rows = [
+        Row(ids, None, options.max_new_tokens, options.sampling, options.seed + output, start + i)
+        for i, ids in enumerate(prompts)
+        for output in range(options.num_outputs)
+    ]
+    complete(model, rows, options.batch_size, tick=bar.update)
+    texts = [model.tokenizer.decode(row.output) for row in rows]
+    records = [{**examples[i // options.num_outputs], "output": text} for i, text in enumerate(texts)]
+    return records, sum(row.reason == "length" for row in rows)
 
 
-def _part(parts: pathlib.Path, split: str, start: int) -> pathlib.Path:
-    return parts / f"{split}-{start:09}.jsonl"
-
-
-def _begin(parts: pathlib.Path, made_of: dict[str, Any]) -> None:
-    if (parts / _SETTINGS).exists():
-        before = read_json(parts / _SETTINGS)
-        for name in sorted(made_of.keys() | before.keys()):
-            if before.get(name) != made_of.get(name):
-                raise UserError(
-                    f"{parts} holds outputs whose {name} is {before.get(name)!r}, not "
-                    f"{made_of.get(name)!r}: delete it, or label with the same settings"
-                )
-    write_json(parts / _SETTINGS, made_of)
+def _name(split: str, start: int) -> str:
+    return f"{split}-{start:09}.jsonl"

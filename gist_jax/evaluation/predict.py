@@ -3,15 +3,14 @@
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 from gist_jax.data.fields import Example
 from gist_jax.data.sources import Examples
 from gist_jax.errors import UserError
 from gist_jax.evaluation.rouge import score
+from gist_jax.inference.continuous import Row, write_rows
 from gist_jax.inference.language_model import LanguageModel
-from gist_jax.inference.sampling import Sampling
 from gist_jax.io import Path, read_csv, write_csv
 from gist_jax.models import registry
 from gist_jax.models.adapter import Adapter
@@ -36,17 +35,18 @@ def predict(
 ) -> list[dict[str, str]]:
     """Greedy outputs from the whole prompts, under the mask the model was trained with.
 
-    Prompts are batched by length, so that little is padded; records keep the order of the examples.
-    A prompt longer than `max_input_length` is cut, see `PromptTemplate.prompt_ids`.
+    Records keep the order of the examples. A prompt longer than `max_input_length` is cut, see
+    `PromptTemplate.prompt_ids`.
     """
     prompts = prompts_of(model, examples, max_input_length)
+    rows = [Row(ids, None, max_new_tokens, number=i) for i, ids in enumerate(prompts)]
     with tqdm(
         total=len(prompts), desc=description, unit="example", leave=False, disable=not is_first()
     ) as bar:
-        ids = complete(model, prompts, batch_size, max_new_tokens, tick=bar.update)
+        complete(model, rows, batch_size, tick=bar.update)
     return [
         dict(zip(FIELDS, (e["instruction"], e["input"], e["output"], text), strict=True))
-        for e, text in zip(examples, map(model.tokenizer.decode, ids), strict=True)
+        for e, text in zip(examples, (model.tokenizer.decode(row.output) for row in rows), strict=True)
     ]
 
 
@@ -62,30 +62,18 @@ def prompts_of(
 
 
 def complete(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    batch_size: int,
-    max_new_tokens: int,
-    sampling: Sampling | None = None,
-    seed: int = 0,
-    *,
-    tick: Callable[[int], object],
-) -> list[np.ndarray]:
-    """The ids that continue prompts, int32 `[max_new_tokens]` each, in the order of the prompts.
+    model: LanguageModel, rows: Sequence[Row], batch_size: int, *, tick: Callable[[int], object]
+) -> None:
+    """Writes the outputs of rows, `batch_size` at a time.
 
     Args:
-      tick: called with the number of prompts that are done, after every batch.
+      tick: called with 1 whenever a row is done.
     """
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    outputs = [np.empty(0, np.int32)] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        rows = [prompts[i] for i in chosen]
-        written = model.generate_ids(rows, None, max_new_tokens, sampling, seed + start)
-        for i, row in zip(chosen, written, strict=True):
-            outputs[i] = row
-        tick(len(chosen))
-    return outputs
+    # The longest first: then there is room for all others, and what comes together is padded little.
+    order = sorted(rows, key=lambda row: len(row.ids), reverse=True)
+    for row in write_rows(model.programs, order, batch_size):
+        if row.reason:
+            tick(1)
 
 
 def read_predictions(path: Path) -> list[dict[str, str]]:

@@ -14,15 +14,15 @@ def bucket(size: int, smallest: int = 1) -> int:
 
 
 def padded_rows(
-    rows: Sequence[Sequence[int]], pad_id: int, to_buckets: bool = True
+    rows: Sequence[Sequence[int]], pad_id: int, shape: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ragged rows of ids to tokens and segment, int32 `[B, T]`, padded at the end.
 
-    B and T are bucket sizes, or else the number of rows and the length of the longest.
+    Args:
+      shape: B and T; by default the buckets of the number of rows and of the longest.
     """
-    shape = len(rows), max(len(row) for row in rows)
-    if to_buckets:
-        shape = bucket(shape[0]), bucket(shape[1], smallest=16)
+    if shape is None:
+        shape = bucket(len(rows)), bucket(max(len(row) for row in rows), smallest=16)
     tokens, segment = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from gist_jax.inference.gist_cache import GistCache
 from gist_jax.inference.prefill import Prefilled, decode_bias, prefill
-from gist_jax.inference.sampling import Sampling, sample
+from gist_jax.inference.sampling import Sampling, row_keys, sample
 from gist_jax.models.adapter import Adapter
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.model import DecodeState, Model
@@ -130,10 +130,10 @@ def generate(
     adapted = merge(params, config, adapter)
     prefilled, state = prefill(adapted, tokens, segment, prefix, **settings)
 
-    row_keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.arange(batch))
+    of_rows = row_keys(jnp.broadcast_to(seed, batch), jnp.arange(batch))
 
     def choose(hidden: jax.Array, step: jax.Array | int) -> jax.Array:
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(row_keys)
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(of_rows)
         return sample(model.logits(hidden)[:, 0], keys, sampling)
 
     def append(loop: _Loop, token: jax.Array) -> _Loop:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,11 +17,20 @@ from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
 from gist_jax.inference.buckets import bucket, padded_rows
 from gist_jax.inference.checks import as_texts, check_cache, one_each
+from gist_jax.inference.continuous import Programs
 from gist_jax.inference.decode import generate
 from gist_jax.inference.fingerprint import adapter_fingerprint, base_fingerprint
 from gist_jax.inference.gist_cache import GistCache, Origin
 from gist_jax.inference.prefill import compress, encode_after
 from gist_jax.inference.rebase import prefix_of, rebased
+from gist_jax.inference.requests import (
+    Request,
+    Result,
+    answer,
+    as_stops,
+    generate_all,
+    stream,
+)
 from gist_jax.inference.sampling import Sampling, make_sampling
 from gist_jax.interop.export import export
 from gist_jax.interop.prefix import Prefix
@@ -160,8 +169,8 @@ class LanguageModel:
                 f"this model was trained as {self.condition}, so its gist tokens hold no instruction"
             )
         texts = as_texts("instruction", instructions)
-        rows = [model._instruction_ids(text) for text in texts]
-        self._check_positions(max(map(len, rows)))
+        rows = [model.instruction_ids(text) for text in texts]
+        self.check_positions(max(map(len, rows)))
         tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
         gists = compress(
             self.params,
@@ -226,6 +235,7 @@ class LanguageModel:
         inputs: Sequence[str],
         instructions: Sequence[str] | None = None,
         max_new_tokens: int = 64,
+        stop: str | Sequence[str] = (),
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -239,6 +249,7 @@ class LanguageModel:
           instructions: in place of `gists`: whole prompts, read under the mask the model was trained
             with. One for each input or one for all.
           max_new_tokens: stop there if there was no end of sequence before.
+          stop: texts before the first of which an output ends.
           temperature: 0 takes the likeliest token; above 0 samples.
           top_k: sample among the k likeliest tokens; 0 for all.
           top_p: sample among the likeliest tokens that make up this probability.
@@ -250,14 +261,75 @@ class LanguageModel:
         if (gists is None) == (instructions is None):
             raise UserError("give either gists or instructions")
         rows = [self.template.input_ids(text) for text in as_texts("input", inputs)]
+        heads: list[str] = []
         if instructions is not None:
             heads = one_each("instruction", as_texts("instruction", instructions), len(rows))
-            rows = [self._instruction_ids(head) + row for head, row in zip(heads, rows, strict=True)]
+            rows = [self.instruction_ids(head) + row for head, row in zip(heads, rows, strict=True)]
         elif gists is not None:
             check_cache(gists, self.origin, self.config, len(rows))
         sampling = make_sampling(temperature, top_k, top_p)
+        if as_stops(stop):
+            options: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+            options |= dict(max_new_tokens=max_new_tokens, stop=stop)
+            requests = [
+                Request(text, gists[i % len(gists)], **options)
+                if gists is not None
+                else Request(text, instruction=heads[i], **options)
+                for i, text in enumerate(inputs)
+            ]
+            return generate_all(self, requests)
         ids = self.generate_ids(rows, gists, max_new_tokens, sampling, seed)
         return [self.tokenizer.decode(row) for row in ids]
+
+    def generate_many(
+        self,
+        requests: Iterable[Request],
+        *,
+        slots: int = 16,
+        library: Mapping[str, GistCache] | None = None,
+    ) -> Iterator[Result]:
+        """Writes the outputs of any number of requests, some of them at a time.
+
+        Args:
+          requests: see `gist_jax.inference.requests`; taken from the iterable as slots become free.
+          slots: requests at a time.
+          library: gists by name, such as a `GistLibrary`, for requests that name one.
+
+        Yields:
+          Results in the order in which they are complete; one with an `error` for a request that cannot
+          be answered.
+        """
+        return answer(self, requests, slots, library or {})
+
+    def stream(self, gists: GistCache | None = None, input: str = "", **options: Any) -> Iterator[str]:
+        """Writes an output piece by piece; the pieces together are what `generate` writes.
+
+        Args:
+          gists: a compressed instruction, or None with an `instruction` among the options.
+          options: of `Request`.
+
+        Yields:
+          Texts of whole characters, as soon as nothing can change them.
+
+        Raises:
+          UserError: if the arguments do not fit each other or the model.
+        """
+        return stream(self, Request(input, gists, **options))
+
+    @functools.cached_property
+    def programs(self) -> Programs:
+        """This model as the programs of `gist_jax.inference.slots` take it."""
+        tokenizer = self.tokenizer
+        return Programs(
+            self.params,
+            self.config,
+            self.condition,
+            gist_token=tokenizer.gist_id,
+            eos_token=tokenizer.eos_id,
+            pad_id=tokenizer.pad_id,
+            adapter=self.adapter,
+            mesh=self.mesh,
+        )
 
     def generate_ids(
         self,
@@ -272,10 +344,7 @@ class LanguageModel:
         Raises:
           ValueError: if there are more tokens than the model has positions.
         """
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens must be at least 1, but is {max_new_tokens}")
-        before = np.zeros(1, int) if gists is None else np.asarray(gists.offset)
-        self._check_positions(int(np.max(before + [len(row) for row in rows])) + max_new_tokens)
+        self.check_lengths(rows, gists, max_new_tokens)
         tokens: np.ndarray | jax.Array
         segment: np.ndarray | jax.Array
         tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
@@ -305,7 +374,21 @@ class LanguageModel:
             output = multihost_utils.process_allgather(output, tiled=True)
         return np.asarray(output)[: len(rows), :max_new_tokens]
 
-    def _instruction_ids(self, text: str) -> list[int]:
+    def check_lengths(
+        self, rows: Sequence[Sequence[int]], gists: GistCache | None, max_new_tokens: int
+    ) -> None:
+        """Raises a UserError unless rows of token ids, after gist caches if any, can be continued."""
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens must be at least 1, but is {max_new_tokens}")
+        before = np.zeros(1, int) if gists is None else np.asarray(gists.offset)
+        self.check_positions(int(np.max(before + [len(row) for row in rows])) + max_new_tokens)
+
+    def instruction_ids(self, text: str) -> list[int]:
+        """The ids of an instruction with its gist tokens, if the model knows them.
+
+        Raises:
+          UserError: if the model should know them and does not.
+        """
         if self.num_gist_tokens > 0:  # a model that was finetuned without them reads plain prompts
             self._check_gist_token()
         return self.template.instruction_ids(text)
@@ -317,7 +400,8 @@ class LanguageModel:
                 "this model has no gist token: train it with gist_jax.train before compressing with it"
             )
 
-    def _check_positions(self, length: int) -> None:
+    def check_positions(self, length: int) -> None:
+        """Raises a UserError if a prompt and its output are too long for the model."""
         if length > self.config.max_positions:
             raise UserError(
                 f"{length} tokens are needed, but the model has only {self.config.max_positions} "

@@ -10,11 +10,14 @@ from gist_jax.errors import UserError
 
 
 class Sampling(NamedTuple):
-    """How to sample. Arrays, so that changing a value compiles nothing anew."""
+    """How to sample. Arrays, so that changing a value compiles nothing anew.
 
-    temperature: jax.Array | np.float32  # float32 scalar, above 0
-    top_k: jax.Array | np.int32  # int32 scalar: keep the k likeliest tokens; 0 keeps all
-    # float32 scalar: keep the likeliest tokens that make up this probability.
+    Scalars, or of `[B, 1]`: rows may differ.
+    """
+
+    temperature: jax.Array | np.float32  # float32; 0 takes the likeliest token
+    top_k: jax.Array | np.int32  # int32: keep the k likeliest tokens; 0 keeps all
+    # float32: keep the likeliest tokens that make up this probability.
     top_p: jax.Array | np.float32
 
 
@@ -33,6 +36,11 @@ def make_sampling(temperature: float, top_k: int, top_p: float) -> Sampling | No
     return Sampling(np.float32(temperature), np.int32(top_k), np.float32(top_p))
 
 
+def row_keys(seeds: jax.Array, numbers: jax.Array) -> jax.Array:
+    """The random keys `[B]` of rows with seeds, uint32 `[B]`, and numbers, int32 `[B]`."""
+    return jax.vmap(jax.random.fold_in)(jax.vmap(jax.random.key)(seeds), numbers)
+
+
 def sample(logits: jax.Array, keys: jax.Array, how: Sampling | None) -> jax.Array:
     """Draws a token for each row.
 
@@ -47,7 +55,8 @@ def sample(logits: jax.Array, keys: jax.Array, how: Sampling | None) -> jax.Arra
     if how is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     vocab_size = logits.shape[-1]
-    logits = logits / how.temperature
+    likeliest = jnp.argmax(logits, axis=-1)
+    logits = logits / jnp.where(how.temperature > 0, how.temperature, 1)
     order = jnp.argsort(-logits, axis=-1)
     ranked = jnp.take_along_axis(logits, order, axis=-1)
     top_k = jnp.where(how.top_k > 0, how.top_k, vocab_size)
@@ -58,4 +67,6 @@ def sample(logits: jax.Array, keys: jax.Array, how: Sampling | None) -> jax.Arra
     keep = (before < how.top_p) | (jnp.arange(vocab_size) == 0)
     ranked = jnp.where(keep, ranked, -jnp.inf)
     choice = jax.vmap(jax.random.categorical)(keys, ranked)
-    return jnp.take_along_axis(order, choice[:, None], axis=-1)[:, 0].astype(jnp.int32)
+    drawn = jnp.take_along_axis(order, choice[:, None], axis=-1)[:, 0]
+    is_greedy = jnp.broadcast_to(how.temperature, (len(logits), 1))[:, 0] == 0
+    return jnp.where(is_greedy, likeliest, drawn).astype(jnp.int32)

@@ -38,16 +38,28 @@ class KVCache:
     @classmethod
     def empty(cls, num_layers: int, shape: tuple[int, int, int, int], dtype: Any) -> "KVCache":
         """Makes a cache of zeros to write to; `shape` is `[B, K, S, H]` of a layer."""
-        first = 1 if shape[0] == 1 else 0
-
-        def zeros() -> jax.Array:
-            return constrain(jnp.zeros(shape[first:], dtype), *AXES[first:])
-
-        return cls.of_layers((zeros(), zeros()) for _ in range(num_layers))
+        return cls.to_write(
+            (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(num_layers)
+        )
 
     def layer(self, index: int) -> KeyValue:
         """Keys and values of one layer, each `[B, K, S, H]`."""
         return as_block((self.keys[index], self.values[index]))
+
+    @classmethod
+    def to_write(cls, blocks: Iterable[KeyValue]) -> "KVCache":
+        """Makes a cache to write to of the keys and values of every layer, each `[B, K, S, H]`."""
+
+        def stored(x: jax.Array) -> jax.Array:
+            first = 1 if x.shape[0] == 1 else 0
+            return constrain(x.reshape(x.shape[first:]), *AXES[first:])
+
+        return cls.of_layers((stored(keys), stored(values)) for keys, values in blocks)
+
+    @property
+    def layers(self) -> list[KeyValue]:
+        """Keys and values of every layer, each `[B, K, S, H]`."""
+        return [self.layer(i) for i in range(len(self.keys))]
 
     def write(self, index: int, new: KeyValue, slot: int | jax.Array) -> KeyValue:
         """Writes keys and values, each `[B, K, T, H]`, into slots `slot … slot + T - 1` of a layer.

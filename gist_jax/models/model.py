@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from gist_jax.models.attention import Implementation
 from gist_jax.models.cache import KVCache, Memory
@@ -35,6 +36,15 @@ class DecodeState(NamedTuple):
     cache: KVCache  # of the output's tokens, each layer [B, K, slots, H]; donated from step to step
     slot: jax.Array  # int32 scalar: slot of the next token in that cache
     position: jax.Array  # int32 [B, 1]: position of the next token; [1, 1] for all rows
+
+    @property
+    def ages(self) -> jax.Array:
+        """How many tokens before the next one each slot was written, int32 `[slots]`; 0 is its own.
+
+        Slots may be written round and round: the oldest token makes room for the newest.
+        """
+        slots = self.cache.num_slots
+        return (self.slot - jnp.arange(slots)) % slots
 
 
 class Model(Protocol):

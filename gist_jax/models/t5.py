@@ -296,8 +296,7 @@ class T5(nnx.Module):
     ) -> tuple[jax.Array, DecodeState]:
         seen = sum(block.num_slots for block in context)
         cross_bias, own_bias = jnp.split(bias, [seen], axis=-1)
-        slots = jnp.arange(state.cache.num_slots)[None]  # in the decoder, slots are positions
-        own_bias = self.decoder.with_positions(own_bias, state.position, slots)
+        own_bias = self.decoder.with_positions(own_bias, jnp.zeros((1, 1), jnp.int32), -state.ages[None])
         x = embed(self.embedding, ids)
         layers: list[KeyValue] = []
 
