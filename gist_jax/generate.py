@@ -52,6 +52,8 @@ def main() -> None:
     options = arguments.parse_args()
     if (options.inputs is None) != (options.output is None):
         arguments.error("--inputs and --output go together")
+    if options.slots < 1:
+        arguments.error(f"--slots must be at least 1, but is {options.slots}")
     if options.input is not None and not (options.gist or options.instruction):
         arguments.error("one of the arguments --gist --instruction is required")
     with exit_on_user_error():

@@ -1,5 +1,8 @@
 """Rows written in slots, of which others begin and end, are those that `generate` writes alone."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
@@ -7,7 +10,9 @@ from gist_jax.inference.continuous import Programs, Row, write_rows
 from gist_jax.inference.decode import generate
 from gist_jax.inference.prefill import compress
 from gist_jax.inference.sampling import make_sampling
+from gist_jax.models import registry
 from gist_jax.models.stack import unstacked
+from gist_jax.sharding import make_mesh, param_shardings
 
 EOS, GIST, LONGEST = 2, 40, 48
 
@@ -84,3 +89,17 @@ def test_rows_are_those_of_generate(programs):
     for row in rows:
         assert row.output == alone(programs, row)
         assert row.reason == ("eos" if row.output[-1] == EOS else "length")
+
+
+def test_a_mesh_changes_nothing(programs):
+    """The rows of slots are split over devices, and parameters lie where the mesh has them."""
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices())
+    axes = registry.logical_axes(programs.config, stacked=False)
+    shardings = param_shardings(mesh, axes, programs.params)
+    split = dataclasses.replace(programs, params=jax.device_put(programs.params, shardings), mesh=mesh)
+    alone, together = rows_of(programs, 9), rows_of(programs, 9)
+    for number, row in enumerate([*alone, *together]):
+        row.limit = min(row.limit, 8 + number % 3)
+    done = [row for row in write_rows(split, together, num_slots=4) if row.reason]
+    assert len(list(write_rows(programs, alone, num_slots=4))) and len(done) == 9
+    assert [row.output for row in together] == [row.output for row in alone]

@@ -1,0 +1,112 @@
+"""Files of requests: what was killed resumes, and the output is that of a run that was not."""
+
+import csv
+import json
+import pathlib
+import sys
+
+import pytest
+from commands import command, mistake
+from processes import run, wait_for
+
+import gist_jax
+from gist_jax import generate
+from gist_jax.data.files import read_records
+from gist_jax.errors import UserError
+from gist_jax.inference import request_files
+from gist_jax.inference.library import GistLibrary
+from gist_jax.parts import Parts
+
+WORKDIR = pathlib.Path(__file__).parent / "examples" / "llama" / "workdir"
+NAMED = {"count": "Count the words.", "last": "Say the last word.", "none": ""}
+# In blocks of four requests.
+SCRIPT = """
+import sys
+import gist_jax
+from gist_jax import generate
+from gist_jax.inference import request_files
+request_files.BLOCK = 4
+generate.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With a library, and files of eleven requests, one of which cannot be answered."""
+    folder = tmp_path_factory.mktemp("requests")
+    library = GistLibrary(folder / "gists")
+    library.add({name: text for name, text in NAMED.items() if text}, gist_jax.load(WORKDIR))
+    records = [
+        {
+            "number": i,
+            "input": f"red {'cow ' * (i % 4)}",
+            "gist": list(NAMED)[i % 3],
+            "max_new_tokens": 2 + i % 5,
+            "temperature": i % 2 * 1.5,
+            "output": "known",
+        }
+        for i in range(11)
+    ]
+    (folder / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    with (folder / "in.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+    return folder
+
+
+def arguments(folder, inputs, output):
+    files = [f"--inputs={folder / inputs}", f"--output={folder / output}"]
+    return [f"--model={WORKDIR}", f"--library={folder / 'gists'}", *files]
+
+
+def test_a_killed_command_resumes(folder):
+    def start(output):
+        return run([sys.executable, "-c", SCRIPT, *arguments(folder, "in.jsonl", output)])
+
+    killed = start("killed.jsonl")
+    first = folder / ".killed.jsonl.parts" / "000000000.jsonl"
+    wait_for(killed, first.exists)
+    killed.kill()
+    killed.communicate()
+    assert first.exists() and not (folder / "killed.jsonl").exists()
+    before = first.stat().st_mtime_ns
+    for output in ("whole.jsonl", "killed.jsonl"):
+        process = start(output)
+        assert (written := process.communicate()[1]) is not None and process.returncode == 0, written
+        if output == "whole.jsonl":
+            assert first.stat().st_mtime_ns == before
+    assert (folder / "killed.jsonl").read_bytes() == (folder / "whole.jsonl").read_bytes()
+    assert not first.parent.exists()
+
+
+def test_outputs_stand_beside_what_was_asked(folder, monkeypatch, capsys):
+    monkeypatch.setattr(request_files, "BLOCK", 4)
+    for output in ("a.jsonl", "a.csv", "a.parquet", "a.json"):
+        inputs = "in.csv" if output == "a.csv" else "in.jsonl"
+        printed = command(generate, monkeypatch, capsys, *arguments(folder, inputs, output))
+        assert printed.endswith("11 outputs, 3 of them errors\n")
+    lines, table, parquet, listed = (
+        read_records(folder / f"a.{kind}") for kind in ("jsonl", "csv", "parquet", "json")
+    )
+    assert lines == listed
+    for i, (line, of_csv, of_parquet) in enumerate(zip(lines, table, parquet, strict=True)):
+        assert line["number"] == i and line["reference"] == "known"
+        assert of_csv["output"] == of_parquet["output"] == line["output"]
+        assert ("error" in line) == (i % 3 == 2) == (line["reason"] == "error")
+
+
+def test_mistakes_are_sentences(folder, monkeypatch, capsys):
+    def fails(*changed: str, inputs="in.jsonl", output="b.jsonl") -> str:
+        given = [*arguments(folder, inputs, output), *changed]
+        return mistake(generate, monkeypatch, capsys, *given)
+
+    assert "must end with one of" in fails(output="b.txt")
+    assert "nope.jsonl" in fails(inputs="nope.jsonl")
+    assert "--slots must be at least 1" in fails("--slots=0")
+    Parts(folder / "b.jsonl").begin({"seed": 0})
+    assert f"{folder / '.b.jsonl.parts'} holds parts" in fails("--seed=1")
+    with pytest.raises(UserError, match="whose seed is 0, not 1"):
+        Parts(folder / "b.jsonl").begin({"seed": 1})
+    assert "goes with --inputs=-" in fails("--output=-")
+    assert "one instruction" in fails("--instruction=a", "--instruction=b")
