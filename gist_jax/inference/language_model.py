@@ -16,11 +16,12 @@ from gist_jax.data.prompt_template import PromptTemplate
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
 from gist_jax.inference.buckets import bucket, padded_rows
-from gist_jax.inference.checks import as_texts, check_cache, one_each
+from gist_jax.inference.checks import as_texts, check_cache, check_positions, one_each
+from gist_jax.inference.compress import compressed
 from gist_jax.inference.decode import generate
 from gist_jax.inference.fingerprint import adapter_fingerprint, base_fingerprint
 from gist_jax.inference.gist_cache import GistCache, Origin
-from gist_jax.inference.prefill import compress, encode_after
+from gist_jax.inference.prefill import encode_after
 from gist_jax.inference.rebase import prefix_of, rebased
 from gist_jax.inference.sampling import Sampling, make_sampling
 from gist_jax.interop.export import export
@@ -143,37 +144,31 @@ class LanguageModel:
         settings = self.tokenizer, self.num_gist_tokens, self.template_name
         return PromptTemplate.of_model(self.config, *settings)
 
-    def compress(self, instructions: Sequence[str], *, num_gist_tokens: int | None = None) -> GistCache:
-        """Compresses instructions of any lengths in one batch.
+    def compress(
+        self,
+        instructions: str | Sequence[str],
+        *,
+        num_gist_tokens: int | None = None,
+        after: GistCache | None = None,
+    ) -> GistCache:
+        """Compresses an instruction, or several of any lengths in one batch.
 
         Args:
           num_gist_tokens: one of the numbers that the model was trained with; None: the largest.
+          after: gist caches of instructions before these, one for each or one for all. The new
+            instructions see their gist tokens, and the result holds both.
+
+        Returns:
+          A row for every instruction.
 
         Raises:
           ValueError: if there is none, one is empty or longer than the model's positions, or the
-            model has no gist token or was not trained to use it, or not with so many.
+            model has no gist token or was not trained to use it, or not with so many, or did not make
+            `after`.
         """
         model = self if num_gist_tokens is None else self.with_gist_tokens(num_gist_tokens)
         model._check_gist_token()
-        if self.condition != "gist":
-            raise UserError(
-                f"this model was trained as {self.condition}, so its gist tokens hold no instruction"
-            )
-        texts = as_texts("instruction", instructions)
-        rows = [model._instruction_ids(text) for text in texts]
-        self._check_positions(max(map(len, rows)))
-        tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
-        gists = compress(
-            self.params,
-            tokens,
-            segment,
-            config=self.config,
-            gist_token=self.tokenizer.gist_id,
-            num_kept=model.num_gist_tokens,
-            adapter=self.adapter,
-        )
-        described = dataclasses.replace(gists[: len(rows)], origin=self.origin)
-        return dataclasses.replace(described, instructions=tuple(texts))
+        return compressed(model, as_texts("instruction", instructions), self.origin, after)
 
     def rebase(self, gists: GistCache) -> GistCache:
         """The same gist caches at positions 0 … k - 1, of which they use up k in place of n + k.
@@ -223,15 +218,15 @@ class LanguageModel:
         self,
         gists: GistCache | None = None,
         *,
-        inputs: Sequence[str],
-        instructions: Sequence[str] | None = None,
+        inputs: str | Sequence[str],
+        instructions: str | Sequence[str] | None = None,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-    ) -> list[str]:
-        """Writes an output for every input.
+    ) -> str | list[str]:
+        """Writes an output for every input: a text for a text, a list for a list.
 
         Args:
           gists: compressed instructions, one for each input or one for all.
@@ -257,7 +252,8 @@ class LanguageModel:
             check_cache(gists, self.origin, self.config, len(rows))
         sampling = make_sampling(temperature, top_k, top_p)
         ids = self.generate_ids(rows, gists, max_new_tokens, sampling, seed)
-        return [self.tokenizer.decode(row) for row in ids]
+        outputs = [self.tokenizer.decode(row) for row in ids]
+        return outputs[0] if isinstance(inputs, str) else outputs
 
     def generate_ids(
         self,
@@ -318,11 +314,7 @@ class LanguageModel:
             )
 
     def _check_positions(self, length: int) -> None:
-        if length > self.config.max_positions:
-            raise UserError(
-                f"{length} tokens are needed, but the model has only {self.config.max_positions} "
-                "positions"
-            )
+        check_positions(length, self.config)
 
 
 def _on_mesh(mesh: Mesh, x: np.ndarray) -> jax.Array:
