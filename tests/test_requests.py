@@ -118,9 +118,7 @@ def test_streams_of_whole_characters(lm, monkeypatch):
     class Model:
         tokenizer, programs = Bytes(), None
 
-    monkeypatch.setattr(requests_module, "write_rows", lambda *_: iter(written))
     row = requests_module.Row([], None, 20)
-    written = [row]
 
     def each():
         for _ in spoken.encode():
@@ -130,12 +128,12 @@ def test_streams_of_whole_characters(lm, monkeypatch):
         yield row
 
     monkeypatch.setattr(requests_module, "write_rows", lambda *_: each())
-    pieces = list(requests_module._pieces(Model(), Request(), row, []))
+    pieces = list(requests_module._pieces(Model(), row, []))
     assert "".join(pieces) == spoken and not any("\ufffd" in piece for piece in pieces)
     row.output.clear()
     row.reason = ""
     stops = ["€𝄞"]
-    pieces = list(requests_module._pieces(Model(), Request(stop=stops), row, stops))
+    pieces = list(requests_module._pieces(Model(), row, stops))
     assert "".join(pieces) == "aé"
 
 

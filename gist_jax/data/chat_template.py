@@ -80,6 +80,10 @@ class ChatTemplate:
             raise UserError(_UNEQUAL)
         return self._segments(before, head[len(before) :], "")
 
+    def continuation(self, instruction: str) -> Segments:
+        """What a system message goes on with behind gist tokens: an instruction, in a new line."""
+        return ["\n" + instruction.rstrip()]
+
     def input(self, text: str) -> tuple[Segments, Segments]:
         """From behind the gist tokens to where the answer begins, and the same up to the text's end."""
         begins = self._answer.before if self._answer.before.strip() else ""

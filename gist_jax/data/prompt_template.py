@@ -95,17 +95,21 @@ class PromptTemplate:
         """Whether the output is a sequence of its own."""
         return self.decoder_start_token is not None
 
-    def instruction_ids(self, instruction: str, max_length: int | None = None) -> list[int]:
+    def instruction_ids(
+        self, instruction: str, max_length: int | None = None, *, continues: bool = False
+    ) -> list[int]:
         """Ids of what is compressed: the instruction, and the gist tokens it is compressed into.
 
         Args:
           max_length: cut the instruction so that there are at most so many ids; gist tokens always
             stay.
+          continues: whether it stands behind the gist tokens of another instruction. Then nothing
+            begins: there is no `<s>`, and a chat's system message goes on.
 
         Raises:
           ValueError: if the instruction is empty.
         """
-        return self._with_gists(self._ids(self._instruction(instruction)), max_length)
+        return self._with_gists(self._ids(self._instruction(instruction, continues)), max_length)
 
     def input_ids(self, text: str) -> list[int]:
         """Ids of what follows the gist tokens, up to where the output begins."""
@@ -188,13 +192,13 @@ class PromptTemplate:
         whole, own = self._input(example["input"])
         return self._instruction(example["instruction"]), whole, self._output(example["output"]), own
 
-    def _instruction(self, instruction: str) -> Segments:
+    def _instruction(self, instruction: str, continues: bool = False) -> Segments:
         if not instruction.strip():
             raise UserError("the instruction is empty: there is nothing to compress")
         if self.chat is not None:
-            return self.chat.instruction(instruction)
+            return (self.chat.continuation if continues else self.chat.instruction)(instruction)
         text = self._cleaned(f"Instruction: {instruction}".rstrip())
-        bos = None if self.is_encoder_decoder else self.tokenizer.bos_id
+        bos = None if self.is_encoder_decoder or continues else self.tokenizer.bos_id
         return [text] if bos is None else [bos, text]
 
     def _input(self, text: str) -> tuple[Segments, Segments]:

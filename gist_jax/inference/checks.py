@@ -8,11 +8,14 @@ from gist_jax.inference.gist_cache import GistCache, Origin
 from gist_jax.models.config import ModelConfig
 
 
-def check_cache(gists: GistCache, origin: Origin, config: ModelConfig, num_inputs: int) -> None:
+def check_cache(
+    gists: GistCache, origin: Origin, config: ModelConfig, num_inputs: int, kind: str = "input"
+) -> None:
     """Raises a UserError unless a model's gist cache serves so many inputs.
 
     Args:
       origin: of the model. The adapter that made the cache need not be there.
+      kind: what the texts are that are read after the cache.
     """
     made = gists.origin
     if made is None or (made.base, made.tokenizer) != (origin.base, origin.tokenizer):
@@ -26,7 +29,7 @@ def check_cache(gists: GistCache, origin: Origin, config: ModelConfig, num_input
         raise UserError(f"the gist cache does not fit the model: {problem}")
     if len(gists) not in (1, num_inputs):
         raise UserError(
-            f"there are {len(gists)} gist caches for {num_inputs} inputs: give one, or one for each"
+            f"there are {len(gists)} gist caches for {num_inputs} {kind}s: give one, or one for each"
         )
 
 
@@ -47,14 +50,22 @@ def _misfit(gists: GistCache, config: ModelConfig) -> str | None:
     return None
 
 
-def as_texts(kind: str, texts: Sequence[str]) -> list[str]:
-    """The texts that a user gave as a list.
+def check_positions(length: int, config: ModelConfig) -> None:
+    """Raises a UserError if a model has not so many positions."""
+    if length > config.max_positions:
+        raise UserError(
+            f"{length} tokens are needed, but the model has only {config.max_positions} positions"
+        )
+
+
+def as_texts(kind: str, texts: str | Sequence[str]) -> list[str]:
+    """The texts that a user gave, or the one.
 
     Raises:
-      UserError: if they are one text, or none, or not Unicode.
+      UserError: if there is none, or one is not Unicode.
     """
     if isinstance(texts, str):
-        raise UserError(f"give the {kind}s as a list of texts, not as one text")
+        texts = [texts]
     if len(texts) == 0:
         raise UserError(f"there is no {kind}")
     for text in texts:

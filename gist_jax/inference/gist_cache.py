@@ -11,12 +11,15 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.flax import save
 
+from gist_jax.data.tokenization import GIST
 from gist_jax.errors import UserError, shortened
 from gist_jax.gist import Layout
 from gist_jax.io import Path, atomic_write
 from gist_jax.models.cache import KVCache, Memory
 from gist_jax.models.model import Model
 
+# Between the instructions of one row that were compressed one after the other, where they are one text.
+THEN = f"\n{GIST}\n"
 FORMAT = 3  # of files; a reader takes this one. Those before the first release are not read.
 
 
@@ -45,6 +48,7 @@ class GistCache:
     offset: jax.Array  # int32 [B]: position of the token that follows
     # None, and no texts, inside of programs: there would be a program for every instruction.
     origin: Origin | None = dataclasses.field(default=None, metadata=dict(static=True))
+    # One text a row; those of a row with several spans are joined by `THEN`.
     instructions: tuple[str, ...] = dataclasses.field(default=(), metadata=dict(static=True))
 
     def __len__(self) -> int:
@@ -60,6 +64,43 @@ class GistCache:
     def __repr__(self) -> str:
         rows = f"{len(self)} instruction{'' if len(self) == 1 else 's'}"
         return f"GistCache({rows}, k = {self.num_gist_tokens}, {self.nbytes:,} bytes)"
+
+    @classmethod
+    def stack(cls, caches: Sequence["GistCache"]) -> "GistCache":
+        """The rows of several caches as one cache, padded to the most gist tokens that any has.
+
+        Instructions are kept if all caches have them.
+
+        Raises:
+          UserError: if there is none, or they were not made by one model in one dtype.
+        """
+        if not caches:
+            raise UserError("there is no gist cache to stack")
+        if len({gists._kind() for gists in caches}) > 1:
+            raise UserError(
+                "gist caches stack only if one model made them, in one dtype, and none or all are "
+                "rebased"
+            )
+        most = max(gists.num_gist_tokens for gists in caches)
+        rows = jax.tree.map(lambda *x: jnp.concatenate(x), *(gists._padded(most) for gists in caches))
+        texts = sum((gists.instructions for gists in caches), ())
+        texts = texts if len(texts) == len(rows) else ()
+        return dataclasses.replace(rows, origin=caches[0].origin, instructions=texts)
+
+    def _kind(self) -> tuple[object, ...]:
+        """What rows of one cache have in common."""
+        cache = self.memory.cache
+        shape = len(cache.keys), cache.keys[0].shape[1::2], self.memory.states is None
+        return self.origin, cache.keys[0].dtype, *shape
+
+    def _padded(self, num_slots: int) -> "GistCache":
+        """The arrays alone, with copies of the last slot, in no segment, behind those there are."""
+        slots = np.minimum(np.arange(num_slots), self.num_gist_tokens - 1)
+        memory = self.memory.take(jnp.broadcast_to(slots, (len(self), num_slots)))
+        real = jnp.arange(num_slots) < self.num_gist_tokens
+        segment, span, is_gist = (x[:, slots] for x in self.layout)
+        layout = Layout(jnp.where(real, segment, 0), span, is_gist & real)
+        return dataclasses.replace(self, memory=memory, layout=layout, origin=None, instructions=())
 
     def bare(self, dtype: DTypeLike) -> "GistCache":
         """The arrays alone, those of floating-point numbers in `dtype`, as programs take them."""

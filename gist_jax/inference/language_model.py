@@ -16,20 +16,21 @@ from gist_jax.data.prompt_template import PromptTemplate
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
 from gist_jax.inference.buckets import bucket, padded_rows
-from gist_jax.inference.checks import as_texts, check_cache, one_each
-from gist_jax.inference.continuous import Programs
+from gist_jax.inference.checks import as_texts, check_cache, check_positions, one_each
+from gist_jax.inference.compress import compressed
+from gist_jax.inference.continuous import Programs, Row
 from gist_jax.inference.decode import generate
 from gist_jax.inference.fingerprint import adapter_fingerprint, base_fingerprint
 from gist_jax.inference.gist_cache import GistCache, Origin
-from gist_jax.inference.prefill import compress, encode_after
+from gist_jax.inference.prefill import encode_after
 from gist_jax.inference.rebase import prefix_of, rebased
 from gist_jax.inference.requests import (
     Request,
     Result,
     answer,
     as_stops,
-    generate_all,
     stream,
+    write_until,
 )
 from gist_jax.inference.sampling import Sampling, make_sampling
 from gist_jax.interop.export import export
@@ -152,37 +153,31 @@ class LanguageModel:
         settings = self.tokenizer, self.num_gist_tokens, self.template_name
         return PromptTemplate.of_model(self.config, *settings)
 
-    def compress(self, instructions: Sequence[str], *, num_gist_tokens: int | None = None) -> GistCache:
-        """Compresses instructions of any lengths in one batch.
+    def compress(
+        self,
+        instructions: str | Sequence[str],
+        *,
+        num_gist_tokens: int | None = None,
+        after: GistCache | None = None,
+    ) -> GistCache:
+        """Compresses an instruction, or several of any lengths in one batch.
 
         Args:
           num_gist_tokens: one of the numbers that the model was trained with; None: the largest.
+          after: gist caches of instructions before these, one for each or one for all. The new
+            instructions see their gist tokens, and the result holds both.
+
+        Returns:
+          A row for every instruction.
 
         Raises:
           ValueError: if there is none, one is empty or longer than the model's positions, or the
-            model has no gist token or was not trained to use it, or not with so many.
+            model has no gist token or was not trained to use it, or not with so many, or did not make
+            `after`.
         """
         model = self if num_gist_tokens is None else self.with_gist_tokens(num_gist_tokens)
         model._check_gist_token()
-        if self.condition != "gist":
-            raise UserError(
-                f"this model was trained as {self.condition}, so its gist tokens hold no instruction"
-            )
-        texts = as_texts("instruction", instructions)
-        rows = [model.instruction_ids(text) for text in texts]
-        self.check_positions(max(map(len, rows)))
-        tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
-        gists = compress(
-            self.params,
-            tokens,
-            segment,
-            config=self.config,
-            gist_token=self.tokenizer.gist_id,
-            num_kept=model.num_gist_tokens,
-            adapter=self.adapter,
-        )
-        described = dataclasses.replace(gists[: len(rows)], origin=self.origin)
-        return dataclasses.replace(described, instructions=tuple(texts))
+        return compressed(model, as_texts("instruction", instructions), self.origin, after)
 
     def rebase(self, gists: GistCache) -> GistCache:
         """The same gist caches at positions 0 … k - 1, of which they use up k in place of n + k.
@@ -232,16 +227,16 @@ class LanguageModel:
         self,
         gists: GistCache | None = None,
         *,
-        inputs: Sequence[str],
-        instructions: Sequence[str] | None = None,
+        inputs: str | Sequence[str],
+        instructions: str | Sequence[str] | None = None,
         max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-    ) -> list[str]:
-        """Writes an output for every input.
+    ) -> str | list[str]:
+        """Writes an output for every input: a text for a text, a list for a list.
 
         Args:
           gists: compressed instructions, one for each input or one for all.
@@ -261,25 +256,22 @@ class LanguageModel:
         if (gists is None) == (instructions is None):
             raise UserError("give either gists or instructions")
         rows = [self.template.input_ids(text) for text in as_texts("input", inputs)]
-        heads: list[str] = []
         if instructions is not None:
             heads = one_each("instruction", as_texts("instruction", instructions), len(rows))
             rows = [self.instruction_ids(head) + row for head, row in zip(heads, rows, strict=True)]
         elif gists is not None:
             check_cache(gists, self.origin, self.config, len(rows))
         sampling = make_sampling(temperature, top_k, top_p)
-        if as_stops(stop):
-            options: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-            options |= dict(max_new_tokens=max_new_tokens, stop=stop)
-            requests = [
-                Request(text, gists[i % len(gists)], **options)
-                if gists is not None
-                else Request(text, instruction=heads[i], **options)
-                for i, text in enumerate(inputs)
-            ]
-            return generate_all(self, requests)
-        ids = self.generate_ids(rows, gists, max_new_tokens, sampling, seed)
-        return [self.tokenizer.decode(row) for row in ids]
+        if stops := as_stops(stop):
+            self.check_lengths(rows, gists, max_new_tokens)
+            settings = max_new_tokens, sampling, seed
+            prefixes = [None if gists is None else gists[i % len(gists)] for i in range(len(rows))]
+            asked = [Row(ids, prefixes[i], *settings, number=i) for i, ids in enumerate(rows)]
+            outputs = write_until(self, asked, stops)
+        else:
+            ids = self.generate_ids(rows, gists, max_new_tokens, sampling, seed)
+            outputs = [self.tokenizer.decode(row) for row in ids]
+        return outputs[0] if isinstance(inputs, str) else outputs
 
     def generate_many(
         self,
@@ -381,7 +373,8 @@ class LanguageModel:
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be at least 1, but is {max_new_tokens}")
         before = np.zeros(1, int) if gists is None else np.asarray(gists.offset)
-        self.check_positions(int(np.max(before + [len(row) for row in rows])) + max_new_tokens)
+        longest = int(np.max(before + [len(row) for row in rows]))
+        check_positions(longest + max_new_tokens, self.config)
 
     def instruction_ids(self, text: str) -> list[int]:
         """The ids of an instruction with its gist tokens, if the model knows them.
@@ -398,14 +391,6 @@ class LanguageModel:
         if missing or self.num_gist_tokens < 1:
             raise UserError(
                 "this model has no gist token: train it with gist_jax.train before compressing with it"
-            )
-
-    def check_positions(self, length: int) -> None:
-        """Raises a UserError if a prompt and its output are too long for the model."""
-        if length > self.config.max_positions:
-            raise UserError(
-                f"{length} tokens are needed, but the model has only {self.config.max_positions} "
-                "positions"
             )
 
 

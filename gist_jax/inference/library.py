@@ -24,7 +24,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from gist_jax.errors import UserError, shortened
-from gist_jax.inference.gist_cache import GistCache
+from gist_jax.inference.gist_cache import THEN, GistCache
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.io import Path, read_json, write_json
 
@@ -158,7 +158,15 @@ class GistLibrary(Mapping[str, GistCache]):
           The names of what was compressed.
         """
         old = {name: self.entry(name).instruction for name in self if self[name].origin != lm.origin}
-        self.add(old, lm)
+        self.add({name: text for name, text in old.items() if THEN not in text}, lm)
+        for name, text in old.items():
+            if THEN not in text:
+                continue
+            first, *rest = text.split(THEN)
+            gists = lm.compress(first)
+            for instruction in rest:
+                gists = lm.compress(instruction, after=gists)
+            self.put({name: gists})
         return list(old)
 
     def verify(self) -> dict[str, str]:

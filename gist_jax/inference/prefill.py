@@ -137,6 +137,7 @@ def compress(
     gist_token: int,
     num_kept: int,
     adapter: Adapter | None = None,
+    prefix: GistCache | None = None,
 ) -> GistCache:
     """Compresses a ragged batch.
 
@@ -146,19 +147,24 @@ def compress(
       segment: int `[B, T]`, 1 for tokens and 0 for padding.
       num_kept: G, the most gist tokens of any row.
       adapter: with unrolled layers, acts at the gist tokens.
+      prefix: what was compressed before, and is seen; of batch B, or of batch 1 for all rows.
 
     Returns:
       A gist cache that does not say yet what it was made of, with segment 0 where a row has fewer gist
-      tokens.
+      tokens. Those of `prefix` come first in it.
     """
     model = merge(params, config, adapter)
-    _, memory, layout = run_prompt(model, tokens, segment, None, condition="gist", gist_token=gist_token)
+    settings: dict[str, Any] = dict(condition="gist", gist_token=gist_token)
+    _, memory, layout = run_prompt(model, tokens, segment, prefix, **settings)
     # Indices of the gist tokens, in order, then of others (for rows with fewer).
     slots = jnp.argsort(~layout.is_gist, axis=1, stable=True)[:, :num_kept]
     kept = gist.Layout(*(jnp.take_along_axis(x, slots, axis=1) for x in layout))
     kept = kept._replace(segment=jnp.where(kept.is_gist, kept.segment, 0))
     offset = jnp.sum(segment > 0, axis=1, dtype=jnp.int32)
-    return GistCache(memory.take(slots), kept, offset)
+    if prefix is None:
+        return GistCache(memory.take(slots), kept, offset)
+    memory, kept = prefix.memory.join(memory.take(slots)), gist.joined(prefix.layout, kept)
+    return GistCache(memory, kept, prefix.offset + offset)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "gist_token"))

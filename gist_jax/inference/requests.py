@@ -1,7 +1,7 @@
 """Requests, each with a gist, an input and options of its own, and their results: text in, text out."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gist_jax.errors import UserError
@@ -94,31 +94,29 @@ def _results(
         if (mistake := mistakes.pop(row.number, None)) is not None:
             yield Result(name, "", row.reason, str(mistake))
         else:
-            yield Result(name, _text(lm, request, row), row.reason, num_tokens=len(row.output))
+            yield Result(
+                name, _text(lm, row, as_stops(request.stop)), row.reason, num_tokens=len(row.output)
+            )
 
 
-def generate_all(lm: "LanguageModel", requests: Sequence[Request]) -> list[str]:
-    """The texts of requests, all at a time, in their order.
-
-    Raises:
-      UserError: if one of them cannot be answered.
-    """
-    rows = [row_of(lm, request, number, {}) for number, request in enumerate(requests)]
+def write_until(lm: "LanguageModel", rows: Sequence[Row], stops: Sequence[str]) -> list[str]:
+    """The texts of rows, all written at a time, each up to the first of the stops in it."""
+    for row in rows:
+        row.is_over = _over(lm, stops)
     for _ in write_rows(lm.programs, rows, len(rows)):
         pass
-    return [_text(lm, request, row) for request, row in zip(requests, rows, strict=True)]
+    return [_text(lm, row, stops) for row in rows]
 
 
 def stream(lm: "LanguageModel", request: Request) -> Iterator[str]:
     """Does what `LanguageModel.stream` says."""
-    row, stops = row_of(lm, request, 0, {}), as_stops(request.stop)
-    return _pieces(lm, request, row, stops)
+    return _pieces(lm, row_of(lm, request, 0, {}), as_stops(request.stop))
 
 
-def _pieces(lm: "LanguageModel", request: Request, row: Row, stops: Sequence[str]) -> Iterator[str]:
+def _pieces(lm: "LanguageModel", row: Row, stops: Sequence[str]) -> Iterator[str]:
     shown = 0
     for _ in write_rows(lm.programs, [row], 1, STREAM_EVERY):
-        text = _text(lm, request, row)
+        text = _text(lm, row, stops)
         if not row.reason:
             text = text.rstrip(_UNFINISHED)
             text = text[: len(text) - _begun(text, stops)]
@@ -155,8 +153,13 @@ def row_of(lm: "LanguageModel", request: Request, number: int, library: Mapping[
     sampling = make_sampling(request.temperature, request.top_k, request.top_p)
     row = Row(ids, gist, request.max_new_tokens, sampling, request.seed, number)
     if stops := as_stops(request.stop):
-        row.is_over = lambda output: _first_stop(lm.tokenizer.decode(output), stops) is not None
+        row.is_over = _over(lm, stops)
     return row
+
+
+def _over(lm: "LanguageModel", stops: Sequence[str]) -> Callable[[list[int]], bool]:
+    """Tells whether there is a stop in an output."""
+    return lambda output: _first_stop(lm.tokenizer.decode(output), stops) is not None
 
 
 def as_stops(stop: str | Sequence[str]) -> list[str]:
@@ -171,10 +174,10 @@ def as_stops(stop: str | Sequence[str]) -> list[str]:
     return stops
 
 
-def _text(lm: "LanguageModel", request: Request, row: Row) -> str:
+def _text(lm: "LanguageModel", row: Row, stops: Sequence[str]) -> str:
     """The text of what has been written, up to the first stop in it."""
     text = lm.tokenizer.decode(row.output)
-    return text[: _first_stop(text, as_stops(request.stop))]
+    return text[: _first_stop(text, stops)]
 
 
 def _first_stop(text: str, stops: Sequence[str]) -> int | None:

@@ -100,6 +100,12 @@ def as_block(stored: KeyValue) -> KeyValue:
     return keys, values
 
 
+def join_slots(first: jax.Array, second: jax.Array, axis: int) -> jax.Array:
+    """The slots of both arrays `[B, …]` along an axis; a first of batch 1 stands before every row."""
+    first = jnp.broadcast_to(first, (second.shape[0], *first.shape[1:]))
+    return jnp.concatenate([first, second], axis=axis)
+
+
 def take_slots(x: jax.Array, slots: jax.Array, axis: int) -> jax.Array:
     """Picks the entries at slots, int `[B, G]`, of each row along an axis of `[B, …]`."""
     index = slots.reshape(slots.shape[0], *[1] * (axis - 1), -1, *[1] * (x.ndim - axis - 1))
@@ -121,6 +127,17 @@ class Memory:
             jax.tree.map(lambda x: take_slots(x, slots, 2), self.cache),
             take_slots(self.positions, slots, 1),
             None if self.states is None else take_slots(self.states, slots, 1),
+        )
+
+    def join(self, later: "Memory") -> "Memory":
+        """These tokens and later ones, `[B, S + T]`; of batch 1 they stand before every row."""
+        states = None
+        if self.states is not None and later.states is not None:
+            states = join_slots(self.states, later.states, 1)
+        return Memory(
+            jax.tree.map(lambda a, b: join_slots(a, b, 2), self.cache, later.cache),
+            join_slots(self.positions, later.positions, 1),
+            states,
         )
 
     @property

@@ -1,0 +1,72 @@
+"""Instructions to gist caches, by themselves or after others that were compressed before them."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gist_jax.errors import UserError
+from gist_jax.inference.buckets import padded_rows
+from gist_jax.inference.checks import check_cache, check_positions
+from gist_jax.inference.gist_cache import THEN, GistCache, Origin
+from gist_jax.inference.prefill import compress
+
+if TYPE_CHECKING:
+    from gist_jax.inference.language_model import LanguageModel
+
+
+def compressed(
+    lm: "LanguageModel", texts: Sequence[str], origin: Origin, after: GistCache | None
+) -> GistCache:
+    """The gist caches of instructions, each with the number of gist tokens that the model has.
+
+    With `after` row i holds what it is to hold of a prompt that goes on, here of two spans:
+
+        tokens   <s> Instruction: A <GIST> Instruction: B <GIST>
+        kept                        x                     x
+
+    Args:
+      origin: of the model.
+
+    Raises:
+      UserError: see `LanguageModel.compress`.
+    """
+    if lm.condition != "gist":
+        raise UserError(
+            f"this model was trained as {lm.condition}, so its gist tokens hold no instruction"
+        )
+    if after is not None:
+        check_cache(after, origin, lm.config, len(texts), "instruction")
+        if after.origin is None or after.origin.adapter != origin.adapter:
+            raise UserError(
+                "another adapter made the gist cache, or none: continue it with the model that made it"
+            )
+    rows = [lm.template.instruction_ids(text, continues=after is not None) for text in texts]
+    before = np.zeros(1, int) if after is None else np.asarray(after.offset)
+    check_positions(int(np.max(before + [len(row) for row in rows])), lm.config)
+    tokens, segment = padded_rows(rows, lm.tokenizer.pad_id)
+    prefix = None if after is None else after.bare(lm.dtype)
+    if prefix is not None and 1 < len(prefix) != len(tokens):  # rows of padding need one too: any
+        prefix = prefix[np.arange(len(tokens)) % len(prefix)]
+    gists = compress(
+        lm.params,
+        tokens,
+        segment,
+        config=lm.config,
+        gist_token=lm.tokenizer.gist_id,
+        num_kept=lm.num_gist_tokens,
+        adapter=lm.adapter,
+        prefix=prefix,
+    )[: len(rows)]
+    return dataclasses.replace(gists, origin=origin, instructions=_all_texts(texts, after))
+
+
+def _all_texts(texts: Sequence[str], after: GistCache | None) -> tuple[str, ...]:
+    """What every row was made of; nothing is known of one that goes on from a cache without texts."""
+    if after is None:
+        return tuple(texts)
+    if not after.instructions:
+        return ()
+    first = after.instructions * (len(texts) if len(after) == 1 else 1)
+    return tuple(a + THEN + b for a, b in zip(first, texts, strict=True))
