@@ -1,11 +1,13 @@
 """Compresses instructions into a gist cache file.
 
 python -m gist_jax.compress --model=DIR --instruction="Count the words." --output=x.gist.safetensors
+python -m gist_jax.compress --model=DIR --instructions=FILE.jsonl --output=all.gist.safetensors
 python -m gist_jax.compress --model=DIR --after=x.gist.safetensors --instruction="Say it." --output=…
 """
 
 from gist_jax.cli import K_HELP, add_model, exit_on_user_error, output_file, parser, set_up_libraries
 from gist_jax.inference.gist_cache import GistCache
+from gist_jax.inference.instruction_files import compress_file
 from gist_jax.inference.load import load
 
 
@@ -13,9 +15,10 @@ def main() -> None:
     """Runs the command."""
     arguments = parser(__doc__)
     add_model(arguments)
-    arguments.add_argument(
-        "--instruction", action="append", required=True, help="may be given several times"
-    )
+    what = arguments.add_mutually_exclusive_group(required=True)
+    what.add_argument("--instruction", action="append", help="may be given several times")
+    of_file = "JSON, JSON lines, CSV or parquet with the field instruction; - is standard input"
+    what.add_argument("--instructions", help=f"{of_file}. The same command resumes")
     arguments.add_argument(
         "--output", type=output_file, required=True, help="file to write, *.gist.safetensors"
     )
@@ -28,8 +31,14 @@ def main() -> None:
         set_up_libraries()
         after = GistCache.load(options.after) if options.after else None
         model = load(options.model, dtype=options.dtype, adapter=options.adapter, base=options.base)
-        gists = model.compress(options.instruction, num_gist_tokens=options.num_gist_tokens, after=after)
-        gists.save(options.output)
+        if options.num_gist_tokens is not None:
+            model = model.with_gist_tokens(options.num_gist_tokens)
+        if options.instructions is None:
+            gists = model.compress(options.instruction, after=after)
+            gists.save(options.output)
+        else:
+            settings = [options.num_gist_tokens, options.dtype, options.after]
+            gists = compress_file(model, options.instructions, options.output, after, settings)
         print(f"{options.output}: {len(gists)} instruction(s), {gists.nbytes:,} bytes")
 
 

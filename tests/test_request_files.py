@@ -1,19 +1,23 @@
 """Files of requests: what was killed resumes, and the output is that of a run that was not."""
 
 import csv
+import io
 import json
 import pathlib
 import sys
 
+import jax
+import numpy as np
 import pytest
 from commands import command, mistake
 from processes import run, wait_for
 
 import gist_jax
-from gist_jax import generate
+from gist_jax import compress, generate
 from gist_jax.data.files import read_records
 from gist_jax.errors import UserError
-from gist_jax.inference import request_files
+from gist_jax.inference import instruction_files, request_files
+from gist_jax.inference.language_model import LanguageModel
 from gist_jax.inference.library import GistLibrary
 from gist_jax.parts import Parts
 
@@ -23,8 +27,9 @@ NAMED = {"count": "Count the words.", "last": "Say the last word.", "none": ""}
 SCRIPT = """
 import sys
 import gist_jax
-from gist_jax import generate
-from gist_jax.inference import request_files
+from gist_jax import compress, generate
+from gist_jax.inference import instruction_files, request_files
+from gist_jax.inference.language_model import LanguageModel
 request_files.BLOCK = 4
 generate.main()
 """
@@ -94,6 +99,43 @@ def test_outputs_stand_beside_what_was_asked(folder, monkeypatch, capsys):
         assert line["number"] == i and line["reference"] == "known"
         assert of_csv["output"] == of_parquet["output"] == line["output"]
         assert ("error" in line) == (i % 3 == 2) == (line["reason"] == "error")
+
+
+def test_instructions_of_a_file(folder, monkeypatch, capsys):
+    """Compressed in parts; one that is there already is not made again."""
+    texts = [f"Say the {word} word." for word in ("first", "second", "third", "last", "same")]
+    lines = "".join(json.dumps({"instruction": text}) + "\n" for text in texts)
+    (folder / "some.jsonl").write_text(lines)
+    monkeypatch.setattr(instruction_files, "PART", 2)
+    lm = gist_jax.load(WORKDIR)
+    expected = lm.compress(texts)
+    output = folder / "all.gist.safetensors"
+    given = [f"--model={WORKDIR}", f"--output={output}"]
+    compressed, left = LanguageModel.compress, [2]
+
+    def broken(*args, **options):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return compressed(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageModel, "compress", broken)
+        with pytest.raises(SystemExit):
+            command(compress, monkeypatch, capsys, *given, f"--instructions={folder / 'some.jsonl'}")
+        assert not output.exists()
+        left[0] = 1
+        command(compress, monkeypatch, capsys, *given, f"--instructions={folder / 'some.jsonl'}")
+    found = gist_jax.GistCache.load(output)
+    assert found.instructions == tuple(texts) and found.origin == expected.origin
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    output.unlink()
+    command(compress, monkeypatch, capsys, *given, "--instructions=-")
+    assert gist_jax.GistCache.load(output).instructions == tuple(texts)
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"other": 1}'))
+    text = mistake(compress, monkeypatch, capsys, *given, "--instructions=-")
+    assert "record 0 of - must have an instruction" in text
 
 
 def test_mistakes_are_sentences(folder, monkeypatch, capsys):
