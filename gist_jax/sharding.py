@@ -72,6 +72,12 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(mesh, axes, x.shape))
 
 
+def platform() -> str:
+    """What a program is for, while it is traced: "cpu", "gpu" or "tpu"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Makes a mesh of MESH_AXES.
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from gist_jax.inference.buckets import bucket, padded_rows
 from gist_jax.inference.decode import generate
 from gist_jax.models.config import LlamaConfig
-from gist_jax.models.stack import Params, unstacked
+from gist_jax.models.stack import Params, transposed, unstacked
 from gist_jax.sharding import make_mesh, place_rows
 from gist_jax.training.program import make_program
 
@@ -51,7 +51,7 @@ def our_programs(params: Params, config: LlamaConfig, settings: ConfigDict) -> P
       params: with stacked layers.
       settings: of the training step.
     """
-    split = jax.jit(unstacked)(params)
+    split = jax.jit(lambda x: transposed(unstacked(x)))(params)  # as a CPU's models are
 
     def generated(tokens: np.ndarray, segment: np.ndarray, count: int, most: int) -> np.ndarray:
         limits = np.int32(count), np.int32(NO_TOKEN), np.uint32(0)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-import jax
 from tqdm import tqdm
 
 from gist_jax.data.fields import Example
@@ -12,10 +11,8 @@ from gist_jax.evaluation.rouge import score
 from gist_jax.inference.continuous import Row, write_rows
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.io import Path, read_csv, write_csv
-from gist_jax.models import registry
 from gist_jax.models.adapter import Adapter
-from gist_jax.models.stack import Params, unstacked
-from gist_jax.sharding import param_shardings
+from gist_jax.models.stack import Params
 from gist_jax.training.config import adapter_config, evaluation_lengths, gist_token_counts
 from gist_jax.training.distributed import is_first
 from gist_jax.training.loop import Evaluate
@@ -100,10 +97,6 @@ def evaluator(run: Run) -> Evaluate:
     mesh, counts = run.program.mesh, gist_token_counts(run.config)
     adapter = adapter_config(run.config)
     base = None if adapter is None else run.frozen
-    # As in training, but for unrolled layers.
-    of_base = run.program.params if adapter is None else run.program.frozen
-    shapes = jax.eval_shape(unstacked, of_base)
-    shardings = param_shardings(mesh, registry.logical_axes(run.model, stacked=False), shapes)
 
     def evaluate(params: Params, step: int) -> dict[str, float]:
         model = LanguageModel.from_params(
@@ -115,7 +108,6 @@ def evaluator(run: Run) -> Evaluate:
             condition=run.config.condition,
             template=run.template.name,
             dtype=run.config.dtype,
-            param_shardings=shardings,
             mesh=mesh,
             adapter=None if adapter is None else Adapter(params, adapter),
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 
 from gist_jax.models.adapter import Adapter
 from gist_jax.models.config import ModelConfig
-from gist_jax.models.stack import Params
+from gist_jax.models.stack import TRANSPOSED, Params
 
 
 def base_fingerprint(params: Params, config: ModelConfig) -> str:
@@ -34,16 +35,17 @@ def adapter_fingerprint(adapter: Adapter) -> str:
 
 def _fingerprint(said: str, params: Params) -> str:
     digest = hashlib.sha256(said.encode())
-    digest.update(np.asarray(_checksums(jax.tree.leaves(params))).tobytes())
+    digest.update(np.asarray(_checksums(params)).tobytes())
     return digest.hexdigest()[:16]
 
 
 @jax.jit
-def _checksums(leaves: list[jax.Array]) -> jax.Array:
-    def checksum(x: jax.Array) -> jax.Array:
+def _checksums(params: Params) -> jax.Array:
+    def checksum(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        x = x.T if path[-1] == jax.tree_util.DictKey(TRANSPOSED) else x
         bits = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16).reshape(-1)
         # Weighted by place: a plain sum would not see values exchanged.
         weights = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1
         return jnp.sum(bits.astype(jnp.uint32) * weights, dtype=jnp.uint32)
 
-    return jnp.stack([checksum(x) for x in leaves])
+    return jnp.stack(jax.tree.leaves(jax.tree_util.tree_map_with_path(checksum, params)))

@@ -37,13 +37,15 @@ from gist_jax.interop.export import export
 from gist_jax.interop.prefix import Prefix
 from gist_jax.models.adapter import Adapter
 from gist_jax.models.config import ModelConfig
-from gist_jax.models.stack import Params, unstacked
-from gist_jax.sharding import named_sharding, num_shards
+from gist_jax.models.registry import logical_axes
+from gist_jax.models.stack import Params, transposed, unstacked
+from gist_jax.sharding import named_sharding, num_shards, param_shardings
 
 
-def _for_inference(params: Params, dtype: str) -> Params:
+def _for_inference(params: Params, dtype: str, transposes: bool) -> Params:
     # Of the module, so that every evaluation of a run finds it compiled.
-    return jax.tree.map(lambda x: x.astype(dtype), unstacked(params))
+    params = jax.tree.map(lambda x: x.astype(dtype), unstacked(params))
+    return transposed(params) if transposes else params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,6 @@ class LanguageModel:
         condition: str = "gist",
         template: str = "paper",
         dtype: str = "float32",
-        param_shardings: Any = None,
         mesh: Mesh | None = None,
         gist_token_choices: tuple[int, ...] = (),
         adapter: Adapter | None = None,
@@ -82,19 +83,25 @@ class LanguageModel:
         """Casts stacked parameters once and unrolls their layers.
 
         Args:
-          param_shardings: a sharding for every parameter, with unrolled layers.
-          mesh: of the devices that share the rows of a batch.
+          mesh: of the devices that share the rows of a batch; parameters are split as in training.
         """
-        cast = jax.jit(_for_inference, static_argnames="dtype", out_shardings=param_shardings)
-        params = cast(params, dtype=dtype)
+        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        make = functools.partial(_for_inference, dtype=dtype, transposes=platform == "cpu")
+        shardings = None
+        if mesh is not None:
+            axes = logical_axes(config, stacked=False, transposed=platform == "cpu")
+            shardings = param_shardings(mesh, axes, jax.eval_shape(make, params))
+        cast = jax.jit(_for_inference, static_argnames=("dtype", "transposes"), out_shardings=shardings)
+        params = cast(params, **make.keywords)
         settings = config, params, tokenizer, num_gist_tokens, condition, template, mesh
         model = cls(*settings, gist_token_choices)
         return model if adapter is None else model.with_adapter(adapter)
 
     def with_adapter(self, adapter: Adapter) -> "LanguageModel":
         """The same model with an adapter, whose layers are stacked, at its gist tokens."""
-        cast = jax.jit(_for_inference, static_argnames="dtype")
-        unrolled = dataclasses.replace(adapter, params=cast(adapter.params, dtype=self.dtype))
+        cast = jax.jit(_for_inference, static_argnames=("dtype", "transposes"))
+        params = cast(adapter.params, dtype=self.dtype, transposes=False)
+        unrolled = dataclasses.replace(adapter, params=params)
         return dataclasses.replace(self, adapter=unrolled)
 
     def with_gist_tokens(self, count: int) -> "LanguageModel":

@@ -18,7 +18,7 @@ from gist_jax.interop.huggingface import FORMAT, FORMATS
 from gist_jax.interop.weights import Weight, weights
 from gist_jax.io import atomic_directory, write_json
 from gist_jax.models.config import ModelConfig
-from gist_jax.models.stack import Params
+from gist_jax.models.stack import TRANSPOSED, Params
 
 EXPORT_DTYPES = ("float32", "bfloat16", "float16")
 
@@ -107,13 +107,16 @@ def write_tensors(
 
 def _stored(params: Params, weight: Weight, dtype: str) -> np.ndarray:
     value: Any = params
+    is_transposed = False
     for key in weight.path.split("/"):
-        value = value[key]
+        is_transposed = key not in value
+        value = value[TRANSPOSED if is_transposed else key]
         if key == "layers" and 0 in value:
             value = value[weight.layer]
     if value.ndim > len(weight.shape):
         value = value[weight.layer]
-    return weight.to_stored(np.asarray(jax.device_get(value)).astype(jnp.dtype(dtype)))
+    array = np.asarray(jax.device_get(value)).astype(jnp.dtype(dtype))
+    return weight.to_stored(array.T if is_transposed else array)
 
 
 def _special_ids(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, int | None]:

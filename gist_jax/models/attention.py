@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gist_jax.models.cache import KeyValue
 from gist_jax.models.dropout import Dropout
+from gist_jax.sharding import platform
 
 # Queries, keys and values of new tokens -> what they attend to, and what is kept of them.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -82,9 +83,7 @@ def _block_size(length: int, causal: bool) -> int:
     On a CPU small blocks are faster where they let keys be left out. There are 16 blocks at most,
     because programs grow with them.
     """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = jax.default_backend() if device is None else device.platform
-    return max(128 if causal and platform == "cpu" else 512, -(-length // 16))
+    return max(128 if causal and platform() == "cpu" else 512, -(-length // 16))
 
 
 def _attend_queries(

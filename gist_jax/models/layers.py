@@ -14,10 +14,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gist_jax.models.model import Tokens
-from gist_jax.sharding import constrain
+from gist_jax.sharding import constrain, platform
 
 # Logical axes of [B, T, D] between layers, and of an embedding.
 HIDDEN = ("batch", "length", "hidden")
+FEW_TOKENS = 64  # up to which a CPU is faster with `transposed` kernels
 VOCAB = ("vocab", "embed")
 
 
@@ -49,6 +50,7 @@ class Projection(nnx.Module):
     """
 
     low_rank: "LowRank | None" = None  # of an adapter
+    transposed: nnx.Param | None = None  # in place of the kernel
 
     def __init__(
         self,
@@ -69,16 +71,34 @@ class Projection(nnx.Module):
 
     def __call__(self, x: jax.Array, adapts: jax.Array | None = None) -> jax.Array:
         """`[B, T, outputs]` of `[B, T, inputs]`; `adapts`, bool `[B, T]`, is where an adapter acts."""
-        # Split here too, so that its gradient is summed into parts and never whole on a device.
-        kernel = constrain(self.kernel.astype(x.dtype), *self.axes)
-        outputs = kernel.shape[self.num_inputs :]
-        matrix = kernel.reshape(-1, math.prod(outputs))
         inputs = x.reshape(*x.shape[:2], -1)
-        y = matmul_tokens(inputs, matrix)
+        y = self._apply_transposed(x) if self.transposed is not None else self._apply(inputs)
         if self.low_rank is not None and adapts is not None:
-            y = jnp.where(adapts[..., None], y + self.low_rank(inputs), y)
-        y = y.reshape(*x.shape[:2], *outputs)
+            adapted = self.low_rank(inputs).reshape(y.shape)
+            y = jnp.where(adapts.reshape(*adapts.shape, *[1] * (y.ndim - 2)), y + adapted, y)
         return y if self.bias is None else y + self.bias.astype(x.dtype)
+
+    def transpose(self) -> None:
+        """Takes a kernel whose dimensions are in reverse order, see `stack.transposed`."""
+        self.transposed = nnx.Param(self.kernel[...].T, axes=self.axes[::-1])
+        del self.kernel
+
+    def _apply(self, inputs: jax.Array) -> jax.Array:
+        # Split here too, so that its gradient is summed into parts and never whole on a device.
+        kernel = constrain(self.kernel.astype(inputs.dtype), *self.axes)
+        outputs = kernel.shape[self.num_inputs :]
+        y = matmul_tokens(inputs, kernel.reshape(-1, math.prod(outputs)))
+        return y.reshape(*inputs.shape[:2], *outputs)
+
+    def _apply_transposed(self, x: jax.Array) -> jax.Array:
+        assert self.transposed is not None
+        kernel = constrain(self.transposed.astype(x.dtype), *self.axes[::-1])
+        outputs = kernel.shape[: kernel.ndim - self.num_inputs]
+        # Several dimensions, of inputs or outputs, stand in reverse order too.
+        inputs = jnp.moveaxis(x, range(2, x.ndim), range(x.ndim - 1, 1, -1)).reshape(*x.shape[:2], -1)
+        y = matmul_transposed(inputs, kernel.reshape(math.prod(outputs), -1))
+        y = y.reshape(*x.shape[:2], *outputs)
+        return jnp.moveaxis(y, range(2, y.ndim), range(y.ndim - 1, 1, -1))
 
 
 class LowRank(nnx.Module):
@@ -112,6 +132,21 @@ def matmul_tokens(x: jax.Array, matrix: jax.Array, **options: Any) -> jax.Array:
     backend takes twice as long to sum over two.
     """
     return jnp.matmul(x.reshape(-1, x.shape[-1]), matrix, **options).reshape(*x.shape[:2], -1)
+
+
+def matmul_transposed(x: jax.Array, matrix: jax.Array, **options: Any) -> jax.Array:
+    """`[B, T, F]` of `[B, T, D]` and a matrix `[F, D]`; options of `jax.lax.dot_general`.
+
+    For few tokens XLA's CPU backend multiplies the matrix with them, and not them with the matrix, in
+    half of the time, if that is what it is told: it would exchange them by itself.
+    """
+    tokens, summed = x.reshape(-1, x.shape[-1]), (((1,), (1,)), ((), ()))
+    if platform() == "cpu" and len(tokens) <= FEW_TOKENS:
+        y = jax.lax.dot_general(matrix, tokens, summed, **options)
+        y = jax.lax.optimization_barrier(y).T
+    else:
+        y = jax.lax.dot_general(tokens, matrix, summed, **options)
+    return y.reshape(*x.shape[:2], -1)
 
 
 class Attention(nnx.Module):
@@ -170,11 +205,14 @@ def embed_tokens(model: Any, tokens: Tokens, dtype: DTypeLike | None = None) -> 
 @jax.named_scope("head")
 def head_logits(model: Any, hidden: jax.Array) -> jax.Array:
     """float32 `[B, T, V]` from `[B, T, D]`, by the model's head or by the embedding it is tied to."""
-    tied = model.config.tie_embeddings
-    kernel = model.embedding if tied else model.head.kernel
-    kernel = constrain(kernel.astype(hidden.dtype), *(VOCAB if tied else VOCAB[::-1]))
-    matrix = kernel.T if tied else kernel
-    logits = matmul_tokens(hidden, matrix, preferred_element_type=jnp.float32)
+    options = dict(preferred_element_type=jnp.float32)
+    rows = model.embedding if model.config.tie_embeddings else model.head.transposed
+    if rows is not None:
+        matrix = constrain(rows.astype(hidden.dtype), *VOCAB)
+        logits = matmul_transposed(hidden, matrix, **options)
+    else:
+        matrix = constrain(model.head.kernel.astype(hidden.dtype), *VOCAB[::-1])
+        logits = matmul_tokens(hidden, matrix, **options)
     return constrain(logits, "batch", "length", "vocab")
 
 

@@ -13,9 +13,10 @@ from flax import nnx
 
 from gist_jax.models.adapter import Adapter, AdapterConfig, add_adapter, only_adapter, united
 from gist_jax.models.config import LlamaConfig, ModelConfig, T5Config
+from gist_jax.models.layers import Projection
 from gist_jax.models.llama import Llama
 from gist_jax.models.model import Model
-from gist_jax.models.stack import Params, is_stacked
+from gist_jax.models.stack import Params, is_stacked, is_transposed
 from gist_jax.models.t5 import T5
 
 
@@ -48,16 +49,20 @@ def init_adapter(config: ModelConfig, adapter: AdapterConfig, key: jax.Array) ->
 
 
 def merge(params: Params, config: ModelConfig, adapter: Adapter | None = None) -> Model:
-    """The model of parameters, whose layers are stacked (for `forward`) or unrolled (for all else)."""
+    """The model of parameters, whose layers are stacked (for `forward`) or unrolled (for all else).
+
+    Kernels may be as `stack.transposed` leaves them.
+    """
+    form = is_stacked(params), is_transposed(params)
     if adapter is None:
-        return nnx.merge(_abstract(config, is_stacked(params))[0], params)
-    structure, _ = _abstract(config, is_stacked(params), adapter.config)
+        return nnx.merge(_abstract(config, *form)[0], params)
+    structure, _ = _abstract(config, *form, adapter.config)
     return nnx.merge(structure, united(params, adapter.params))
 
 
 @functools.lru_cache
 def _abstract(
-    config: ModelConfig, stacked: bool, adapter: AdapterConfig | None = None
+    config: ModelConfig, stacked: bool, transposed: bool, adapter: AdapterConfig | None = None
 ) -> tuple[Any, Any]:
     """Structure and abstract state of a model, without computing a single parameter."""
 
@@ -66,26 +71,33 @@ def _abstract(
         model = FAMILIES[config.family].module(config, jnp.float32, stacked, rngs)
         if adapter is not None:
             add_adapter(model, adapter, rngs)
+        for _, module in nnx.iter_modules(model) if transposed else ():
+            if isinstance(module, Projection):
+                module.transpose()
         return model
 
     return nnx.split(nnx.eval_shape(make))
 
 
 def logical_axes(
-    config: ModelConfig, stacked: bool = True, adapter: AdapterConfig | None = None
+    config: ModelConfig,
+    stacked: bool = True,
+    adapter: AdapterConfig | None = None,
+    transposed: bool = False,
 ) -> Params:
     """The logical axis of every dimension of every parameter: nested dict of tuples of str.
 
     Args:
       stacked: whether layers are stacked, and have a name for that dimension, or unrolled.
       adapter: of this one, in place of the model.
+      transposed: whether kernels are as `stack.transposed` leaves them.
     """
 
     def axes(path: tuple[Any, ...], parameter: nnx.Variable) -> tuple[str, ...]:
         layered = stacked and any(getattr(key, "key", None) == "layers" for key in path)
         return (*(("layers",) if layered else ()), *parameter.get_metadata()["axes"])
 
-    _, state = _abstract(config, stacked, adapter)
+    _, state = _abstract(config, stacked, transposed, adapter)
     named = jax.tree_util.tree_map_with_path(axes, state, is_leaf=lambda p: isinstance(p, nnx.Variable))
     named = nnx.to_pure_dict(named)
     return named if adapter is None else only_adapter(named)

@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 
 import jax
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gist_jax.models.attention import ATTENDED
 from gist_jax.models.dropout import Dropout
 
 Params = dict[str, Any]
+TRANSPOSED = "transposed"  # name of a kernel whose dimensions are in reverse order
 Layer = TypeVar("Layer", bound=nnx.Module)
 
 # What the backward pass keeps of each scanned layer.
@@ -84,6 +86,25 @@ def unstacked(params: Params) -> Params:
         else value
         for name, value in params.items()
     }
+
+
+def transposed(params: Params) -> Params:
+    """The same parameters with the dimensions of every kernel in reverse order, for a CPU to decode.
+
+    They are called "transposed" then; see `layers.matmul_transposed`.
+    """
+    flat = flatten_dict(params)
+    return unflatten_dict(
+        {
+            (*k[:-1], TRANSPOSED) if k[-1] == "kernel" else k: x.T if k[-1] == "kernel" else x
+            for k, x in flat.items()
+        }
+    )
+
+
+def is_transposed(params: Params) -> bool:
+    """Whether the parameters are as `transposed` leaves them."""
+    return any(path[-1] == TRANSPOSED for path in flatten_dict(params))
 
 
 def _split_layers(layers: Params) -> dict[int, Params]:
