@@ -10,7 +10,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gist_jax.inference.buckets import bucket, padded_rows
+from gist_jax.inference.buckets import bucket
+from gist_jax.inference.continuous import Programs as SlotPrograms
+from gist_jax.inference.continuous import Row, write_rows
 from gist_jax.inference.decode import generate
 from gist_jax.models.config import LlamaConfig
 from gist_jax.models.stack import Params, transposed, unstacked
@@ -52,23 +54,20 @@ def our_programs(params: Params, config: LlamaConfig, settings: ConfigDict) -> P
       settings: of the training step.
     """
     split = jax.jit(lambda x: transposed(unstacked(x)))(params)  # as a CPU's models are
-
-    def generated(tokens: np.ndarray, segment: np.ndarray, count: int, most: int) -> np.ndarray:
-        limits = np.int32(count), np.int32(NO_TOKEN), np.uint32(0)
-        shape: dict[str, Any] = dict(config=config, condition="gist", gist_token=NO_TOKEN, max_new=most)
-        return np.asarray(generate(split, tokens, segment, None, *limits, None, **shape))[:, :count]
+    slots = SlotPrograms(split, config, "gist", NO_TOKEN, NO_TOKEN, 0, None, None)
 
     def generate_rows(tokens: np.ndarray, count: int) -> np.ndarray:
-        return generated(tokens, np.ones_like(tokens), count, bucket(count, smallest=16))
+        limits = np.int32(count), np.int32(NO_TOKEN), np.uint32(0)
+        most = bucket(count, smallest=16)
+        shape: dict[str, Any] = dict(config=config, condition="gist", gist_token=NO_TOKEN, max_new=most)
+        output = generate(split, tokens, np.ones_like(tokens), None, *limits, None, **shape)
+        return np.asarray(output)[:, :count]
 
     def answer(prompts: Sequence[np.ndarray], counts: Sequence[int], batch: int) -> list[np.ndarray]:
-        outputs: list[np.ndarray] = []
-        for rows, limits in batches(prompts, counts, batch):
-            tokens, segment = padded_rows([row.tolist() for row in rows], pad_id=0)
-            longest = max(limits)
-            made = generated(tokens, segment, longest, bucket(longest, smallest=16))
-            outputs += shortened_outputs(made, limits)
-        return outputs
+        rows = [Row(ids.tolist(), None, count) for ids, count in zip(prompts, counts, strict=True)]
+        for _ in write_rows(slots, rows, batch):
+            pass
+        return [np.array(row.output) for row in rows]
 
     def trainer(tokens: np.ndarray) -> Callable[[], float]:
         own = settings.copy_and_resolve_references()

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gist_jax.inference.buckets import padded_rows
+from gist_jax.inference.buckets import bucket, padded_rows
 from gist_jax.inference.gist_cache import GistCache
 from gist_jax.inference.sampling import Sampling
 from gist_jax.inference.slots import (
@@ -167,7 +167,7 @@ class _Writer:
         programs = self._programs
         adapts = programs.adapter is not None and programs.gist_token in row.ids
         k = 0 if row.prefix is None else row.prefix.num_gist_tokens
-        return _doubled(len(programs.prompt(row)), SMALLEST), adapts, k
+        return bucket(len(programs.prompt(row)), SMALLEST), adapts, k
 
     def _resize(self) -> None:
         """Makes room for the rows there are, or gives up much that they do not need."""
@@ -176,11 +176,14 @@ class _Writer:
             return
         size, context, ring = self._needed(rows)
         before = len(self._rows), self._slots.context.visible.shape[1], self._slots.ring.num_slots
-        size = size if self._exhausted and size * 4 <= before[0] else before[0]
-        context, ring = (
-            needed if needed > now or needed * 4 <= now else now
-            for needed, now in zip((context, ring), before[1:], strict=True)
-        )
+        left = max(row.limit - len(row.output) for row in rows)
+        # Another size is another program, which does not pay for a few steps.
+        if not self._exhausted or size == before[0] or left < self._look_every:
+            size = before[0]
+            context, ring = (
+                needed if needed > now or needed * 4 <= now else now
+                for needed, now in zip((context, ring), before[1:], strict=True)
+            )
         if (size, context, ring) == before:
             return
         kept = np.arange(before[0])
@@ -233,8 +236,8 @@ class _Writer:
         assert slots is not None
         live = [row for row in rows if row is not None]
         steps = min(self._look_every, max(row.limit - len(row.output) for row in live))
-        # To read one prompt takes as long as a few tokens of all rows: better a few together.
-        enough = len(rows) if self._exhausted else max(1, len(rows) // 8)
+        # Of many rows some end all the time: better a few prompts are read together.
+        enough = len(rows) if self._exhausted else max(1, len(rows) // 16)
         self._slots, tokens = write_tokens(
             programs.params,
             slots,
