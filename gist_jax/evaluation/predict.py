@@ -8,11 +8,11 @@ from tqdm import tqdm
 
 from gist_jax.data.fields import Example
 from gist_jax.data.sources import Examples
-from gist_jax.errors import UserError
+from gist_jax.evaluation.predictions import FIELDS, MORE, Record
 from gist_jax.evaluation.rouge import score
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.inference.sampling import Sampling
-from gist_jax.io import Path, read_csv, write_csv
+from gist_jax.io import write_csv
 from gist_jax.models import registry
 from gist_jax.models.adapter import Adapter
 from gist_jax.models.stack import Params, unstacked
@@ -21,8 +21,6 @@ from gist_jax.training.config import adapter_config, evaluation_lengths, gist_to
 from gist_jax.training.distributed import is_first
 from gist_jax.training.loop import Evaluate
 from gist_jax.training.run import Run
-
-FIELDS = ("instruction", "input", "reference", "prediction")
 
 
 def predict(
@@ -33,11 +31,14 @@ def predict(
     max_new_tokens: int,
     max_input_length: int,
     description: str = "evaluating",
-) -> list[dict[str, str]]:
+) -> list[Record]:
     """Greedy outputs from the whole prompts, under the mask the model was trained with.
 
     Prompts are batched by length, so that little is padded; records keep the order of the examples.
     A prompt longer than `max_input_length` is cut, see `PromptTemplate.prompt_ids`.
+
+    Returns:
+      Records with FIELDS and MORE, see `gist_jax.evaluation.predictions`.
     """
     prompts = prompts_of(model, examples, max_input_length)
     with tqdm(
@@ -45,9 +46,29 @@ def predict(
     ) as bar:
         ids = complete(model, prompts, batch_size, max_new_tokens, tick=bar.update)
     return [
-        dict(zip(FIELDS, (e["instruction"], e["input"], e["output"], text), strict=True))
-        for e, text in zip(examples, map(model.tokenizer.decode, ids), strict=True)
+        _record(model, example, prompt, written)
+        for example, prompt, written in zip(examples, prompts, ids, strict=True)
     ]
+
+
+def _record(
+    model: LanguageModel, example: Example, prompt: Sequence[int], written: np.ndarray
+) -> Record:
+    """What is kept of an output: the texts, and how they came about."""
+    text = model.tokenizer.decode(written)
+    texts = example["instruction"], example["input"], example["output"], text
+    k = model.num_gist_tokens
+    template = model.template
+    instruction = len(template.instruction_ids(example["instruction"])) - len(template.gist_ids)
+    length, reason = ended(written, model.tokenizer.eos_id)
+    about = map(str, (k, instruction, len(prompt), length, reason))
+    return dict(zip((*FIELDS, *MORE), (*texts, *about), strict=True))
+
+
+def ended(written: Sequence[int] | np.ndarray, eos_id: int) -> tuple[int, str]:
+    """How many tokens an output has without its end of sequence, and why it ended: "eos" or "length"."""
+    ends = np.flatnonzero(np.asarray(written) == eos_id)
+    return (int(ends[0]), "eos") if len(ends) else (len(written), "length")
 
 
 def prompts_of(
@@ -86,18 +107,6 @@ def complete(
             outputs[i] = row
         tick(len(chosen))
     return outputs
-
-
-def read_predictions(path: Path) -> list[dict[str, str]]:
-    """Reads a CSV with at least the columns reference and prediction.
-
-    Raises:
-      UserError: if it cannot be read, is empty or lacks a column.
-    """
-    records = read_csv(path)
-    if not records or any(r.get("reference") is None or r.get("prediction") is None for r in records):
-        raise UserError(f"{path} must have rows with the columns reference and prediction")
-    return records
 
 
 def evaluator(run: Run) -> Evaluate:
