@@ -58,13 +58,13 @@ def table(ours: Scored, against: Scored | None = None, controls: Sequence[Scored
     rows = []
     values = means(np.stack([mine[name] for name in names], axis=1))
     for i, name in enumerate(names):
-        row: Row = {"metric": name, **_flat("value", values[i])}
+        row: Row = {"metric": name, **flat("value", values[i])}
         if against is not None:
             row["against"] = float(theirs[name].mean())
-            row |= _flat("difference", differences[i])
+            row |= flat("difference", differences[i])
         if controls and name in ALL_METRICS:
             pos, neg = (control.values[:, ALL_METRICS.index(name)] for control in controls)
-            row |= _flat("recovery", recovered(mine[name], pos, neg))
+            row |= flat("recovery", recovered(mine[name], pos, neg))
         rows.append(row)
     return rows
 
@@ -84,7 +84,8 @@ def _columns(of: Scored) -> dict[str, np.ndarray]:
     return columns
 
 
-def _flat(name: str, x: Estimate) -> Row:
+def flat(name: str, x: Estimate) -> Row:
+    """The columns of a number with its interval."""
     return {name: x.value, f"{name}_low": x.low, f"{name}_high": x.high}
 
 
