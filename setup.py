@@ -12,7 +12,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["gist_jax", "gist_jax.*"]),
-    package_data={"gist_jax": ["py.typed"], "gist_jax.data.instructions": ["*.json"]},
+    package_data={
+        "gist_jax": ["py.typed"],
+        "gist_jax.data.instructions": ["*.json"],
+        "gist_jax.data.suite": ["*.json"],
+    },
     python_requires=">=3.11,<3.14",
     install_requires=[
         "absl-py>=2.1,<3",

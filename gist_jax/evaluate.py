@@ -2,6 +2,10 @@
 
 python -m gist_jax.evaluate --model=DIR --split=validation_unseen --output=preds.csv
 python -m gist_jax.evaluate --predictions=preds.csv
+python -m gist_jax.evaluate --predictions=preds.csv --against=others.csv
+python -m gist_jax.evaluate --predictions=preds.csv --pos_control=pos.csv --neg_control=neg.csv
+
+With --source=suite the prompts are those of `gist_jax.data.suite`, and so are what is scored besides.
 """
 
 import argparse
@@ -19,13 +23,17 @@ from gist_jax.cli import (
 )
 from gist_jax.data.sources import EMBEDDED, first, load_splits
 from gist_jax.errors import UserError
-from gist_jax.evaluation.predict import predict, read_predictions
-from gist_jax.evaluation.rouge import score
+from gist_jax.evaluation import suite
+from gist_jax.evaluation.predict import predict
+from gist_jax.evaluation.predictions import Record, read_predictions
+from gist_jax.evaluation.scores import as_text, scored, table
 from gist_jax.inference.load import load
 from gist_jax.io import read_json, write_csv
 from gist_jax.training.config import default, evaluation_lengths
 from gist_jax.workdir import CONFIG, MODEL
 
+OTHERS = ("against", "pos_control", "neg_control")
+SPLIT = "validation_seen"
 FIELDS = {
     "num_examples": "only the first so many examples",
     "batch_size": "prompts at a time",
@@ -39,8 +47,14 @@ def main() -> None:
     arguments = parser(__doc__)
     what = arguments.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help=MODEL_HELP)
-    what.add_argument("--predictions", help="score this CSV (columns reference, prediction)")
-    arguments.add_argument("--split", default="validation_seen")
+    what.add_argument(
+        "--predictions",
+        help="score this CSV (columns instruction, input, reference, prediction; or x, y_pred, y_true)",
+    )
+    arguments.add_argument("--against", help="CSV of another run, to which differences are taken")
+    arguments.add_argument("--pos_control", help="CSV of this control; with the other, for recovery")
+    arguments.add_argument("--neg_control", help="CSV of this control")
+    arguments.add_argument("--split", help=f"by default {SPLIT}, or the only one there is")
     arguments.add_argument("--output", type=output_file, help="CSV to write the predictions to")
     same = "by default as the run evaluates itself"
     arguments.add_argument("--dtype", choices=DTYPES, help=same)
@@ -52,20 +66,41 @@ def main() -> None:
     options = arguments.parse_args()
     if options.predictions is not None and options.output is not None:
         arguments.error("--output goes with --model: --predictions are only scored")
+    if (options.pos_control is None) != (options.neg_control is None):
+        arguments.error("recovery needs both --pos_control and --neg_control")
     with exit_on_user_error():
         set_up_libraries()
-        records = (
-            _predict(options) if options.predictions is None else read_predictions(options.predictions)
-        )
-        print("  ".join(f"{name} {value:.2f}" for name, value in score(records).items()))
+        # Before any work.
+        others = {
+            name: (path, read_predictions(path))
+            for name in OTHERS
+            if (path := getattr(options, name)) is not None
+        }
+        if options.predictions is None:
+            ours = "what was generated", _predict(options)
+        else:
+            ours = options.predictions, read_predictions(options.predictions)
+        first, *rest = scored([ours, *others.values()])
+        by_name = dict(zip(others, rest, strict=True))
+        controls = [by_name[name] for name in OTHERS[1:] if name in by_name]
+        print(f"{len(first.records)} rows")
+        against = by_name.get("against")
+        print(as_text(table(first, against, controls)))
+        if (items := suite.items_of(first.records)) is not None:
+            print(f"\n{as_text(suite.table(items, first, against))}")
+            print(f"\n{suite.lost_as_text(suite.lost_literals(items, first, against))}")
 
 
-def _predict(options: argparse.Namespace) -> list[dict[str, str]]:
+def _predict(options: argparse.Namespace) -> list[Record]:
     workdir = pathlib.Path(options.model)
     # Directories in Hugging Face format have a config.json too, which describes no run.
     of_run = read_json(workdir / CONFIG) if (workdir / MODEL).exists() else {}
     evaluation = of_run.get("evaluation", default().evaluation)
-    usual = {**evaluation, **evaluation_lengths(evaluation, options.split)}
+    splits = load_splits(options.source or of_run.get("data", {}).get("source", EMBEDDED))
+    split = options.split or (next(iter(splits)) if len(splits) == 1 else SPLIT)
+    if split not in splits:
+        raise UserError(f"there is no split {split!r}: choose from {', '.join(splits)}")
+    usual = {**evaluation, **evaluation_lengths(evaluation, split)}
     settings = {}
     for name in FIELDS:
         given = getattr(options, name)
@@ -74,14 +109,11 @@ def _predict(options: argparse.Namespace) -> list[dict[str, str]]:
         if settings[name] < least:
             raise UserError(f"--{name} must be at least {least}, but is {settings[name]}")
     dtype = options.dtype or of_run.get("dtype", "float32")
-    splits = load_splits(options.source or of_run.get("data", {}).get("source", EMBEDDED))
-    if options.split not in splits:
-        raise UserError(f"there is no split {options.split!r}: choose from {', '.join(splits)}")
-    chosen = first(splits[options.split], settings.pop("num_examples"))
+    chosen = first(splits[split], settings.pop("num_examples"))
     model = load(options.model, dtype=dtype, adapter=options.adapter, base=options.base)
     if options.num_gist_tokens is not None:
         model = model.with_gist_tokens(options.num_gist_tokens)
-    records = predict(model, chosen, **settings, description=options.split)
+    records = predict(model, chosen, **settings, description=split)
     if options.output:
         write_csv(options.output, records)
     return records

@@ -14,7 +14,7 @@ EXAMPLES = pathlib.Path(__file__).parent / "examples"
 
 
 def record(prediction, reference):
-    return {"prediction": prediction, "reference": reference}
+    return {"instruction": "", "input": "", "prediction": prediction, "reference": reference}
 
 
 def test_metrics_by_hand():

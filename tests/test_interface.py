@@ -16,6 +16,7 @@ from gist_jax import compress, evaluate, generate
 from gist_jax.data import instructions
 from gist_jax.data.tokenization import SPECIAL_TOKENS, from_tokenizers, load_tokenizer
 from gist_jax.evaluation import predict
+from gist_jax.evaluation.predictions import read_predictions
 from gist_jax.inference import decode, prefill
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.models import registry
@@ -28,7 +29,7 @@ def test_evaluation_of_a_run(workdir):
     for split in ("seen", "unseen", "human"):
         for metric in ("rouge1", "rouge2", "rougeL", "exact_match"):
             assert 0 <= last[f"validation_{split}/{metric}"] <= 100
-        assert len(predict.read_predictions(workdir / "predictions" / f"8-validation_{split}.csv")) == 4
+        assert len(read_predictions(workdir / "predictions" / f"8-validation_{split}.csv")) == 4
     assert any((workdir / "tensorboard").iterdir())
 
 
@@ -144,9 +145,9 @@ def test_commands(workdir, lm, tmp_path, monkeypatch, capsys):
 
     small = ["--num_examples=6", "--max_new_tokens=8", "--split=validation_unseen"]
     printed = command(evaluate, monkeypatch, capsys, model, *small, f"--output={predictions}")
-    assert len(predict.read_predictions(predictions)) == 6
+    assert len(read_predictions(predictions)) == 6
     assert printed == command(evaluate, monkeypatch, capsys, f"--predictions={predictions}")
-    assert printed.startswith("rouge1 ")
+    assert printed.startswith("6 rows\nmetric ") and "\nrougeLsum " in printed
 
 
 def test_a_tokenizer_survives_being_saved(lm, tmp_path):

@@ -1,6 +1,7 @@
 """Where examples come from: one line says it.
 
     instructions                       the embedded corpus
+    suite                              prompts to evaluate on, unlike the corpus: `gist_jax.data.suite`
     PATH                               a directory with train.json and any validation_*.json, or a file
     json:PATH csv:PATH parquet:PATH    the same, whatever the files are called at the end
     hf:NAME[:CONFIG]                   Hugging Face datasets: a hub id, or a directory of `save_to_disk`
@@ -23,13 +24,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Protocol
 
-from gist_jax.data import instructions, record_files
+from gist_jax.data import instructions, record_files, suite
 from gist_jax.data.fields import FIELDS, Example, Record, checked, mapping
 from gist_jax.data.files import SUFFIXES, read_records
 from gist_jax.data.mixture import FINEST, Mixture
 from gist_jax.errors import UserError
 
 EMBEDDED = "instructions"
+SUITE = "suite"
 
 
 class Examples(Protocol):
@@ -137,6 +139,8 @@ def _load_one(source: str, labelled: bool) -> Data:
     if source == EMBEDDED:
         splits: dict[str, Examples] = {name: instructions.Corpus(name) for name in instructions.SPLITS}
         return Data(splits, EMBEDDED)
+    if source == SUITE:
+        return Data({SUITE: suite.examples()}, _hash(suite.fingerprint()))
     scheme, separator, rest = source.partition(":")
     if not separator or scheme not in _SCHEMES or _exists(source):
         opened, options = _open_files(source, ""), dict[str, str]()

@@ -6,19 +6,17 @@ from tqdm import tqdm
 
 from gist_jax.data.fields import Example
 from gist_jax.data.sources import Examples
-from gist_jax.errors import UserError
+from gist_jax.evaluation.predictions import FIELDS, MORE, Record
 from gist_jax.evaluation.rouge import score
 from gist_jax.inference.continuous import Row, write_rows
 from gist_jax.inference.language_model import LanguageModel
-from gist_jax.io import Path, read_csv, write_csv
+from gist_jax.io import write_csv
 from gist_jax.models.adapter import Adapter
 from gist_jax.models.stack import Params
 from gist_jax.training.config import adapter_config, evaluation_lengths, gist_token_counts
 from gist_jax.training.distributed import is_first
 from gist_jax.training.loop import Evaluate
 from gist_jax.training.run import Run
-
-FIELDS = ("instruction", "input", "reference", "prediction")
 
 
 def predict(
@@ -29,11 +27,14 @@ def predict(
     max_new_tokens: int,
     max_input_length: int,
     description: str = "evaluating",
-) -> list[dict[str, str]]:
+) -> list[Record]:
     """Greedy outputs from the whole prompts, under the mask the model was trained with.
 
     Records keep the order of the examples. A prompt longer than `max_input_length` is cut, see
     `PromptTemplate.prompt_ids`.
+
+    Returns:
+      Records with FIELDS and MORE, see `gist_jax.evaluation.predictions`.
     """
     prompts = prompts_of(model, examples, max_input_length)
     rows = [Row(ids, None, max_new_tokens, number=i) for i, ids in enumerate(prompts)]
@@ -41,10 +42,18 @@ def predict(
         total=len(prompts), desc=description, unit="example", leave=False, disable=not is_first()
     ) as bar:
         complete(model, rows, batch_size, tick=bar.update)
-    return [
-        dict(zip(FIELDS, (e["instruction"], e["input"], e["output"], text), strict=True))
-        for e, text in zip(examples, (model.tokenizer.decode(row.output) for row in rows), strict=True)
-    ]
+    return [_record(model, example, row) for example, row in zip(examples, rows, strict=True)]
+
+
+def _record(model: LanguageModel, example: Example, row: Row) -> Record:
+    """What is kept of an output: the texts, and how they came about."""
+    text = model.tokenizer.decode(row.output)
+    texts = example["instruction"], example["input"], example["output"], text
+    template = model.template
+    instruction = len(template.instruction_ids(example["instruction"])) - len(template.gist_ids)
+    length = len(row.output) - (row.reason == "eos")
+    about = map(str, (model.num_gist_tokens, instruction, len(row.ids), length, row.reason))
+    return dict(zip((*FIELDS, *MORE), (*texts, *about), strict=True))
 
 
 def prompts_of(
@@ -71,18 +80,6 @@ def complete(
     for row in write_rows(model.programs, order, batch_size):
         if row.reason:
             tick(1)
-
-
-def read_predictions(path: Path) -> list[dict[str, str]]:
-    """Reads a CSV with at least the columns reference and prediction.
-
-    Raises:
-      UserError: if it cannot be read, is empty or lacks a column.
-    """
-    records = read_csv(path)
-    if not records or any(r.get("reference") is None or r.get("prediction") is None for r in records):
-        raise UserError(f"{path} must have rows with the columns reference and prediction")
-    return records
 
 
 def evaluator(run: Run) -> Evaluate:
