@@ -43,7 +43,10 @@ setup(
         "transformers>=5,<6",
     ],
     extras_require={
-        "cuda": ["jax[cuda13]"],
+        # Which driver and GPU each needs is in README.md.
+        "cuda": ["jax[cuda13]"],  # the newer
+        "cuda12": ["jax[cuda12]"],
+        "cuda13": ["jax[cuda13]"],
         # to hand prefixes to MLX-LM, which has a package for CPUs too
         "mlx": ["mlx-lm>=0.32,<1", 'mlx[cpu]>=0.32,<1; sys_platform == "linux"'],
         "torch": ["torch>=2.6,<3"],  # to hand prefixes to transformers, and for tests against PyTorch

@@ -1,9 +1,13 @@
-"""Compiles a config for TPUs that are not there: does it fit, and how fast can it be?
+"""Compiles a config for TPUs or GPUs that are not there: does it fit, and how fast can it be?
 
 python launch/aot_compile.py --config=configs/llama_7b.py:v5e-64 --topology=v5e-64
+python launch/aot_compile.py --config=configs/llama_7b.py:8xH100 --topology=8xH100
 python launch/aot_compile.py --config=configs/llama_7b.py --topology=v4-16,v4-32,v4-64 --rows_per_chip=4
 
-Needs libtpu: pip install 'gist_jax[tpu]'. Exits with 1 when something does not fit.
+For TPUs it needs libtpu: pip install 'gist_jax[tpu]'. For GPUs it needs jax-cuda12-plugin and
+jax-cuda12-pjrt of jax's version, and nvidia-cuda-nvcc-cu12, best in an environment of their own. XLA
+chooses the kernels of matrix products by trying them, which it cannot without a GPU: it takes those it
+has by default. Exits with 1 when something does not fit.
 """
 
 import argparse
@@ -25,8 +29,9 @@ from tqdm import tqdm
 from gist_jax import cli
 from gist_jax.errors import UserError
 from gist_jax.io import format_table, write_json
-from gist_jax.training.aot import PROGRAMS, Report, compile_ahead, slice_of
+from gist_jax.training.aot import PROGRAMS, Report, compile_ahead
 from gist_jax.training.config import validate
+from gist_jax.training.topology import devices_of
 
 _GIB = 2**30
 
@@ -36,7 +41,10 @@ def main() -> None:
     arguments = cli.parser(__doc__)
     cli.add_config(arguments, required=True)
     arguments.add_argument(
-        "--topology", required=True, type=_names, help="TPU slices, as v5e-64 or v5e:8x8, with commas"
+        "--topology",
+        required=True,
+        type=_names,
+        help="TPU slices (v5e-64, v5e:8x8) or GPUs (8xH100; 2x8xH100: two nodes), with commas",
     )
     arguments.add_argument(
         "--programs", type=_names, default=",".join(PROGRAMS), help="which to compile, with commas"
@@ -63,24 +71,25 @@ def _names(text: str) -> list[str]:
 
 
 def _compile(options: argparse.Namespace, settings: list[str]) -> None:
-    """Compiles every program for every slice, and prints what they need and cost.
+    """Compiles every program for every topology, and prints what they need and cost.
 
     Raises:
       UserError: if one does not fit.
     """
     jax.config.update("jax_platforms", "cpu")  # or jax looks for the TPU
     config = cli.load_config(options.config, settings)
-    validate(config)
-    slices = {name: slice_of(name) for name in options.topology}
+    machines = {name: devices_of(name) for name in options.topology}
+    for devices in machines.values():
+        validate(config, devices[0].platform)
     reports: list[tuple[str, Report]] = []
-    work = [(name, program) for name in slices for program in options.programs]
+    work = [(name, program) for name in machines for program in options.programs]
     for name, program in tqdm(work, desc="compiling", unit="program"):
         if options.rows_per_chip is not None:
-            config.data.batch_size = options.rows_per_chip * len(slices[name])
-        reports.append((name, compile_ahead(config, slices[name], program)))
+            config.data.batch_size = options.rows_per_chip * len(machines[name])
+        reports.append((name, compile_ahead(config, machines[name], program)))
     if options.output:
         write_json(options.output, [_as_json(name, report) for name, report in reports])
-    if len(slices) == 1:
+    if len(machines) == 1:
         for name, report in reports:
             print(_text(name, report))
     else:
@@ -103,9 +112,18 @@ def _as_json(topology: str, report: Report) -> dict:
         "roofline": times._asdict(),
         "chips": report.chips,
         "excess": report.excess,
+        "memory_fraction": report.memory_fraction,
         "seconds": [times.best, times.worst],
         "utilisation": [report.utilisation(times.worst), report.utilisation(times.best)],
     }
+
+
+def _more_memory(report: Report) -> str:
+    """What lets a program have more memory than JAX takes by default."""
+    return (
+        f"set XLA_PYTHON_CLIENT_MEM_FRACTION={report.memory_fraction}: by default JAX takes "
+        f"{report.preallocated / _GIB:.2f} GiB"
+    )
 
 
 def _text(topology: str, report: Report) -> str:
@@ -120,14 +138,19 @@ def _text(topology: str, report: Report) -> str:
         if size := getattr(report, name):
             add(name, size / _GIB, "GiB a chip")
     add("total", report.total / _GIB, f"GiB a chip of {report.memory / _GIB:.2f}")
+    if report.memory_fraction is not None:
+        lines.append(f"  {_more_memory(report)}")
     add("FLOPs", report.flops / 1e12, f"TFLOP, {report.tokens:,} tokens")
     if report.excess:
         return "\n".join([*lines, "  DOES NOT FIT", ""])
     for kind, size in report.bytes_sent.items():
         if size:
             add(kind, size / _GIB, "GiB sent by a chip")
+    if report.bytes_between_nodes:
+        add("of these", report.bytes_between_nodes / _GIB, "GiB to other nodes")
     for name, seconds in report.roofline._asdict().items():
-        add(name, 1e3 * seconds, "ms")
+        if seconds or name != "network":
+            add(name, 1e3 * seconds, "ms")
     best, worst = report.roofline.best, report.roofline.worst
     add("step", 1e3 * best, f"to {1e3 * worst:.2f} ms")
     low, high = (100 * report.utilisation(seconds) for seconds in (worst, best))
@@ -136,14 +159,15 @@ def _text(topology: str, report: Report) -> str:
 
 
 def _table(reports: list[tuple[str, Report]]) -> str:
-    """Formats a row for each slice and program, in Markdown."""
+    """Formats a row for each topology and program, in Markdown."""
     titles = [
         "program",
-        "slice",
+        "machine",
         "chips",
         "mesh",
         "tokens",
         "GiB a chip",
+        "of memory",
         "GiB sent",
         "ms",
         "FLOPs used",
@@ -152,7 +176,7 @@ def _table(reports: list[tuple[str, Report]]) -> str:
     for name, report in reports:
         mesh = "×".join(map(str, report.mesh.values()))
         cells = [report.program, name, str(report.chips), mesh, f"{report.tokens:,}"]
-        cells.append(f"{report.total / _GIB:.2f}")
+        cells += [f"{report.total / _GIB:.2f}", f"{100 * report.total / report.memory:.0f} %"]
         if report.excess:
             cells += ["does not fit", "", ""]
         else:
@@ -161,7 +185,9 @@ def _table(reports: list[tuple[str, Report]]) -> str:
             cells.append(f"{sum(report.bytes_sent.values()) / _GIB:.2f}")
             cells += [f"{1e3 * best:.0f} to {1e3 * worst:.0f}", f"{low:.0f} to {high:.0f} %"]
         lines.append(cells)
-    return format_table(lines, left=2, markdown=True)
+    more = [(name, report) for name, report in reports if report.memory_fraction is not None]
+    below = [f"{report.program} on {name}: {_more_memory(report)}" for name, report in more]
+    return "\n".join([format_table(lines, left=2, markdown=True), *below])
 
 
 if __name__ == "__main__":

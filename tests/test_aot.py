@@ -1,28 +1,12 @@
 """Programs compiled for TPUs that are not there."""
 
-import json
-import os
-import pathlib
 import re
 import resource
-import subprocess
-import sys
 
 import pytest
+from ahead import compile_ahead, reports_in
 
 pytest.importorskip("libtpu")
-
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-def compile_ahead(*arguments: str, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "launch" / "aot_compile.py"), *arguments]
-    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
-
-
-def reports_in(path: pathlib.Path) -> dict[str, dict]:
-    return {report["program"]: report for report in json.loads(path.read_text())}
 
 
 def test_what_a_small_model_needs(tmp_path):

@@ -8,8 +8,15 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gist_jax.cost_model.collectives import KINDS, Collective, bytes_sent, collectives
-from gist_jax.cost_model.devices import ACCELERATORS, named
+from gist_jax.cost_model.collectives import (
+    KINDS,
+    Collective,
+    bytes_between_nodes,
+    bytes_sent,
+    collectives,
+)
+from gist_jax.cost_model.devices import ACCELERATORS, named, roofline
+from gist_jax.cost_model.replica_groups import replica_groups
 from gist_jax.errors import UserError
 
 
@@ -87,6 +94,62 @@ def test_groups():
         for function in one_by_one:
             text = program(jax.devices(), function, ((64 * N, 128), P("x"), jnp.float32), out=P("x"))
             assert [collective.group_size for collective in collectives(text)] == [2]
+
+
+@pytest.mark.parametrize(
+    ("axes", "between"),
+    [
+        ("x", 2 * PART // 2),  # of two devices, one a node: all that is sent
+        ("y", 0),
+        (("x", "y"), 2 * PART * (N - 1) // N * 2 // N),  # of a ring of N two links
+    ],
+)
+def test_nodes(axes, between):
+    """Of two nodes, which the first axis of the mesh connects."""
+    x = (64 * N, 128), P(("x", "y")), jnp.float32
+    mesh = dict(names=("x", "y"), sizes=(2, -1), out=P(("x", "y")))
+    text = program(jax.devices(), lambda x: lax.psum(x, axes), x, **mesh)
+    (collective,) = collectives(text, per_node=N // 2)
+    assert collective.nodes == (1 if axes == "y" else 2)
+    assert bytes_between_nodes(collective) == between
+
+
+def test_a_permute_between_nodes():
+    text = program(
+        jax.devices(),
+        lambda x: (lax.ppermute(x, "x", ring(N)), lax.ppermute(x, "x", [(0, 1), (1, 0)])),
+        ((64 * N, 128), P("x"), jnp.float32),
+        out=P("x"),
+    )
+    found = collectives(text, per_node=N // 2)
+    assert sorted(bytes_between_nodes(collective) for collective in found) == [0, PART]
+
+
+def test_time_between_nodes():
+    times = roofline(ACCELERATORS["H100"], 0, 0, 500e9, 50e9)
+    assert times == (0, 0, 1.0, 1.0)
+    assert roofline(ACCELERATORS["v4"], 0, 0, 300e9) == (0, 0, 1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("written", "groups"),
+    [
+        ("{{0,2,4},{1,3,5}}", [[0, 2, 4], [1, 3, 5]]),
+        ("{{0}}, dimensions={0}", [[0]]),
+        ("{}, to_apply=%add", [[0, 1, 2, 3, 4, 5]]),
+        ("[3,2]<=[6]", [[0, 1], [2, 3], [4, 5]]),
+        ("[3,2]<=[2,3]T(1,0)", [[0, 3], [1, 4], [2, 5]]),
+        ("mesh['a'=2,'b'=3] {'b'}", [[0, 1, 2], [3, 4, 5]]),
+        ("mesh['a'=2,'b'=3] {'a'}, dimensions={0}", [[0, 3], [1, 4], [2, 5]]),
+        ("mesh['a'=2,'b'=3] {'b','a'}", [[0, 3, 1, 4, 2, 5]]),
+        ("mesh['a'=2,'b'=3], device_ids=([3,2]T(1,0)) {'b'}", [[0, 2, 4], [1, 3, 5]]),
+        ("mesh['a'=12] {'a':(2)3}", [[0, 2, 4], [1, 3, 5], [6, 8, 10], [7, 9, 11]]),
+        ("mesh['a'=12] {'a':(6)2,'a':(1)2}", [[0, 6, 1, 7], [2, 8, 3, 9], [4, 10, 5, 11]]),
+    ],
+)
+def test_members_of_groups(written, groups):
+    attributes = f", channel_id=1, replica_groups={written}, use_global_device_ids=true"
+    np.testing.assert_array_equal(replica_groups(attributes, 6), groups)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,19 @@ def test_gradient_of_a_scan(checkpointed):
     assert matmul_flops(gradient, array(3, 8), array(5, 8, 8)) == expected
 
 
+def test_cudnn_attention(monkeypatch):
+    """Two matmuls, and five in the backward pass, which makes the logits again."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    attention = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    q, k = (array(2, length, 4, 64, dtype=jnp.bfloat16) for length in (128, 256))
+    bias, matmul = array(2, 1, 128, 256, dtype=jnp.bfloat16), 2 * 2 * 128 * 256 * 4 * 64
+    assert matmul_flops(attention, q, k, k, bias) == 2 * matmul
+    gradient = jax.grad(lambda *x: attention(*x).astype(jnp.float32).sum(), argnums=(0, 1, 2))
+    assert matmul_flops(gradient, q, k, k, bias) == 7 * matmul
+
+
 @jax.custom_vjp
 def doubled(x):
     return 2 * (x @ x)

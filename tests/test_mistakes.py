@@ -20,6 +20,7 @@ from gist_jax.data.tokenization import SPECIAL_TOKENS, from_tokenizers, train_bp
 from gist_jax.errors import UserError
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.models import registry
+from gist_jax.training.config import validate
 from gist_jax.training.run import prepare
 
 
@@ -241,6 +242,14 @@ def test_dropout_and_attention_that_has_none(tmp_path):
     config.attention = "cudnn"
     with pytest.raises(ValueError, match="'cudnn', which has no dropout: set config.dropout to 0"):
         prepare(config, tmp_path)
+
+
+def test_attention_of_the_device_that_is_compiled_for():
+    config = quick.get_config()
+    config.attention = "cudnn"
+    validate(config, "gpu")
+    with pytest.raises(ValueError, match="'cudnn', but the device is a tpu"):
+        validate(config, "tpu")
 
 
 def test_unknown_field_in_a_config_file(tmp_path):

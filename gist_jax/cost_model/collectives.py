@@ -9,7 +9,10 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from gist_jax.cost_model.hlo import MAIN, Computation, Operation, Program, matched, parse, shape_bytes
+from gist_jax.cost_model.replica_groups import replica_groups
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -22,12 +25,16 @@ class Collective(NamedTuple):
     group_size: int  # devices that exchange data with each other
     times: int  # executions
     inside: str  # name of the innermost loop's body, or ""
+    nodes: int = 1  # over which the devices of a group, or of a permute's pair, are spread
 
 
-def collectives(text: str) -> list[Collective]:
+def collectives(text: str, per_node: int | None = None) -> list[Collective]:
     """The collectives of a program, `compiled.as_text()`, compiled for CPUs, GPUs or TPUs.
 
     Of a conditional all branches count.
+
+    Args:
+      per_node: devices of a node, in the order of the program's; by default there is one node.
 
     Raises:
       ValueError: if the trip count of a loop with collectives in it cannot be found.
@@ -35,7 +42,7 @@ def collectives(text: str) -> list[Collective]:
     program = parse(text)
     header = text.partition("\n")[0]
     devices = math.prod(map(int, re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header)))
-    return list(_inside(program, devices, MAIN, ""))
+    return list(_inside(program, _Devices(devices, per_node or devices), MAIN, ""))
 
 
 def bytes_sent(collective: Collective) -> int:
@@ -47,11 +54,34 @@ def bytes_sent(collective: Collective) -> int:
     return rounds * whole * (n - 1) // n
 
 
-def _inside(program: Program, devices: int, name: str, loop: str) -> Iterator[Collective]:
+def bytes_between_nodes(collective: Collective) -> int:
+    """Those of `bytes_sent` that go to another node, on average over a group's devices.
+
+    A ring leaves every node once; the rings of several devices do so at several.
+    """
+    if collective.nodes == 1:
+        return 0
+    sent = bytes_sent(collective)
+    if collective.kind == "collective-permute":
+        return sent
+    return sent * collective.nodes // collective.group_size
+
+
+class _Devices(NamedTuple):
+    """The devices of a program."""
+
+    number: int
+    per_node: int
+
+    def nodes(self, groups: np.ndarray) -> int:
+        """Over how many nodes a group is spread, of `[groups, devices of one]` the one over the most."""
+        return max(len(set(group)) for group in (groups // self.per_node).tolist())
+
+
+def _inside(program: Program, devices: _Devices, name: str, loop: str) -> Iterator[Collective]:
     """Collectives of one run of a computation of that name, and of all it calls.
 
     Args:
-      devices: of the program.
       loop: name of the innermost body around.
     """
     computation = program[name]
@@ -78,20 +108,23 @@ def _is_continuation(name: str, computation: Computation, operation: Operation) 
 
 
 def _collective(
-    kind: str, name: str, computation: Computation, operation: Operation, devices: int, loop: str
+    kind: str, name: str, computation: Computation, operation: Operation, devices: _Devices, loop: str
 ) -> Collective:
     # The shape of -start has the operands in it too, that of -done the output alone.
     last = operation if kind == operation.opcode else _end(computation, operation)
     size = shape_bytes(last.shape)
     if kind == "collective-permute":
-        return Collective(kind, size, _longest_chain(operation.attributes), 1, loop)
-    group_size = _group_size(operation.attributes) or devices
+        pairs = _pairs(operation.attributes)
+        nodes = devices.nodes(np.array(pairs))
+        return Collective(kind, size, _longest_chain(pairs), 1, loop, nodes)
+    groups = replica_groups(operation.attributes, devices.number)
+    group_size = groups.shape[1]
     if kind == "reduce-scatter":
         size *= group_size
     # A TPU's reduce-scatter may be written as an all-reduce, of which each device takes slices.
     elif name.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"
-    return Collective(kind, size, group_size, 1, loop)
+    return Collective(kind, size, group_size, 1, loop, devices.nodes(groups))
 
 
 def _users(computation: Computation, operation: Operation) -> list[Operation]:
@@ -105,31 +138,20 @@ def _end(computation: Computation, operation: Operation) -> Operation:
     return operation
 
 
-def _group_size(attributes: str) -> int:
-    """The size of the groups that exchange data; 0 if that is all devices.
-
-    They are written `{{0,1},{2,3}}`, `[2,8]<=[16]` or `mesh['x'=2,'y'=8] {'y'}`; all devices are `{}`.
-    """
-    groups = matched(re.search(r"replica_groups=(.*)", attributes))[1].replace("'", "")
-    if match := re.match(r"\[\d+,(\d+)\]", groups):
-        return int(match[1])
-    if match := re.match(r"mesh\[(.*?)\].*?\{(.*?)\}", groups):
-        sizes = dict(axis.split("=") for axis in match[1].split(","))
-        # A part of an axis is written `x:(size of the parts before it)size`.
-        axes = (axis.partition(":") for axis in match[2].split(","))
-        return math.prod(int(part.partition(")")[2] or sizes[axis]) for axis, _, part in axes)
-    first = matched(re.match(r"\{\{?([\d,]*)\}", groups))[1]
-    return len(first.split(",")) if first else 0
-
-
-def _longest_chain(attributes: str) -> int:
-    """Devices along which data would travel by `source_target_pairs={{0,1},{1,0},{2,3},{3,2}}`: 2."""
+def _pairs(attributes: str) -> list[tuple[int, int]]:
+    """Who sends to whom in a permute: `source_target_pairs={{0,1},{1,0}}`."""
     pairs = matched(re.search(r"source_target_pairs=\{(.*?)\}\}", attributes))[1]
-    targets = dict(re.findall(r"(\d+),(\d+)", pairs))
+    return [(int(source), int(target)) for source, target in re.findall(r"(\d+),(\d+)", pairs)]
+
+
+def _longest_chain(pairs: list[tuple[int, int]]) -> int:
+    """Devices along which data would travel by such pairs: 2 of (0, 1), (1, 0), (2, 3), (3, 2)."""
+    targets = dict(pairs)
     longest = 0
-    for device in targets:
-        chain: set[str] = set()
-        while device and device not in chain:
+    for start in targets:
+        chain: set[int] = set()
+        device: int | None = start
+        while device is not None and device not in chain:
             chain.add(device)
             device = targets.get(device)
         longest = max(longest, len(chain))

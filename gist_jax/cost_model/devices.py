@@ -1,5 +1,6 @@
 """What the makers say their accelerators can do, and how long a program takes by that."""
 
+import math
 from typing import NamedTuple
 
 from gist_jax.errors import UserError
@@ -15,19 +16,30 @@ class Accelerator(NamedTuple):
     memory_bandwidth: float  # bytes/s
     interconnect: float  # bytes/s sent over all links to other chips together, in one direction
     kinds: tuple[str, ...]  # names that JAX has for it: `device_kind`
+    # bytes/s of a chip's share of the network to other nodes, in one direction; the chips of a TPU slice
+    # are all connected.
+    network: float = math.inf
 
 
-# Memory is sold in GB and is GiB. Makers add up both directions of the interconnect: here stands half of
+# Memory of a GPU is what it says it has itself (cudaMemGetInfo); of a TPU it is sold in GB and is GiB.
+# Nodes are NVIDIA's own, with an InfiniBand adapter for every GPU: ConnectX-6 of 200 Gbit/s
+# (https://docs.nvidia.com/dgx/dgxa100-user-guide/introduction-to-dgxa100.html), ConnectX-7 of 400 Gbit/s
+# (https://docs.nvidia.com/dgx-basepod/reference-architecture-infrastructure-foundation-enterprise-ai/).
+# Makers add up both directions of the interconnect: here stands half of
 # that. Programs reach about nine tenths of it on TPUs, says https://jax-ml.github.io/scaling-book/tpus/.
 ACCELERATORS: dict[str, Accelerator] = {
     # SXM, 12 NVLinks of 25e9.
     # https://www.nvidia.com/en-us/data-center/a100/ https://jax-ml.github.io/scaling-book/gpus/
-    "A100-80GB": Accelerator(312e12, 80 * _GIB, 2039e9, 300e9, ("NVIDIA A100-SXM4-80GB",)),
+    "A100-80GB": Accelerator(
+        312e12, 85_100_068_864, 2039e9, 300e9, ("NVIDIA A100-SXM4-80GB",), network=25e9
+    ),
     # SXM, 18 NVLinks of 25e9. NVIDIA's first number is with sparsity, twice that of dense matmuls.
     # https://www.nvidia.com/en-us/data-center/h100/ https://jax-ml.github.io/scaling-book/gpus/
-    "H100": Accelerator(989.4e12, 80 * _GIB, 3.35e12, 450e9, ("NVIDIA H100 80GB HBM3",)),
+    "H100": Accelerator(
+        989.4e12, 84_942_979_072, 3.35e12, 450e9, ("NVIDIA H100 80GB HBM3",), network=50e9
+    ),
     # https://www.nvidia.com/en-us/data-center/h200/ https://jax-ml.github.io/scaling-book/gpus/
-    "H200": Accelerator(989.4e12, 141 * _GIB, 4.8e12, 450e9, ("NVIDIA H200",)),
+    "H200": Accelerator(989.4e12, int(139.8 * _GIB), 4.8e12, 450e9, ("NVIDIA H200",), network=50e9),
     # 6 links of 50e9: https://arxiv.org/abs/2304.01433, table 4.
     # https://docs.cloud.google.com/tpu/docs/v4
     "v4": Accelerator(275e12, 32 * _GIB, 1200e9, 300e9, ("TPU v4",)),
@@ -60,6 +72,7 @@ class Roofline(NamedTuple):
     compute: float
     memory: float
     interconnect: float
+    network: float
 
     @property
     def best(self) -> float:
@@ -72,16 +85,20 @@ class Roofline(NamedTuple):
         return sum(self)
 
 
-def roofline(accelerator: Accelerator, flops: float, traffic: float, sent: float) -> Roofline:
+def roofline(
+    accelerator: Accelerator, flops: float, traffic: float, sent: float, between_nodes: float = 0
+) -> Roofline:
     """The roofline of a program on one chip.
 
     Args:
       flops: of matmuls.
       traffic: bytes read from and written to memory.
       sent: bytes sent to other chips.
+      between_nodes: of these, to chips of other nodes.
     """
     return Roofline(
         flops / accelerator.flops,
         traffic / accelerator.memory_bandwidth,
-        sent / accelerator.interconnect,
+        (sent - between_nodes) / accelerator.interconnect,
+        between_nodes / accelerator.network,
     )

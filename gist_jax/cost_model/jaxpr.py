@@ -12,6 +12,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 # Primitives that run a jaxpr once.
 _CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
+# Matmuls of queries and keys in cuDNN's kernels, whose backward pass makes the logits again.
+_FUSED_ATTENTION = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
 
 
 def matmul_flops(function: Callable, *args: Any, **kwargs: Any) -> int:
@@ -19,7 +21,7 @@ def matmul_flops(function: Callable, *args: Any, **kwargs: Any) -> int:
 
     What a gradient computes anew, because of rematerialization, counts too; what no result depends on
     does not. Of several branches the one with the most FLOPs counts, of a shard_map what one device
-    does. What happens inside a kernel, such as cuDNN's attention, is not seen.
+    does. What happens inside a kernel is not seen, but for cuDNN's attention.
 
     Args:
       function: that can be jitted.
@@ -60,6 +62,10 @@ def _of_equation(equation: JaxprEqn) -> int:
         (contracted, _), _ = parameters["dimension_numbers"]
         shape = _array(equation.invars[0]).shape
         return 2 * math.prod(_array(equation.outvars[0]).shape) * math.prod(shape[i] for i in contracted)
+    if name in _FUSED_ATTENTION:
+        batch, length, heads, head_dim = _array(equation.invars[0]).shape
+        one = 2 * batch * length * _array(equation.invars[1]).shape[1] * heads * head_dim
+        return _FUSED_ATTENTION[name] * one
     counts = [_of_jaxpr(inner) for value in parameters.values() for inner in subjaxprs(value)]
     if name == "while" and any(counts):
         raise ValueError("there are matmuls in a while loop: how many is not known")

@@ -1,27 +1,23 @@
-"""A run's programs, compiled ahead of time for TPUs that are not there: what they need and cost.
+"""A run's programs, compiled ahead of time for TPUs and GPUs that are not there: needs and costs.
 
-The topology is described by libtpu, which compiles without a TPU. What XLA leaves open, the executions
-of loops, is counted in gist_jax.cost_model.
+What XLA leaves open, FLOPs and the executions of loops, is counted in gist_jax.cost_model.
 """
 
 import functools
 import math
 import re
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxlib
-from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gist_jax.cost_model.collectives import KINDS, bytes_sent, collectives
+from gist_jax.cost_model.collectives import KINDS, bytes_between_nodes, bytes_sent, collectives
 from gist_jax.cost_model.devices import Roofline, named, roofline
 from gist_jax.cost_model.jaxpr import matmul_flops
-from gist_jax.errors import UserError, shortened
+from gist_jax.errors import UserError
 from gist_jax.inference.buckets import bucket
 from gist_jax.inference.decode import first_token, next_token
 from gist_jax.models import registry
@@ -30,6 +26,7 @@ from gist_jax.models.stack import Params, unstacked
 from gist_jax.sharding import make_mesh, named_sharding, num_shards, param_shardings, with_shardings
 from gist_jax.training.program import make_program
 from gist_jax.training.run import model_config
+from gist_jax.training.topology import compile_for, devices_per_node, text_of
 
 PROGRAMS = ("train", "prefill", "decode")
 
@@ -46,10 +43,12 @@ class Report(NamedTuple):
     activations: int  # all that is temporary: gradients and gathered parameters too
     total: int
     memory: int  # of a chip, or what XLA would give a program that does not fit
+    preallocated: int  # of it, what JAX lets programs have by default
     tokens: int  # processed by one execution
     flops: int  # executed, those of recomputation included
     model_flops: int  # without recomputation
     bytes_sent: dict[str, int]  # by kind of collective
+    bytes_between_nodes: int  # of these, to other nodes
     # Memory is counted for arguments and results once, and for temporary arrays written and read once: a
     # lower bound.
     roofline: Roofline
@@ -63,37 +62,21 @@ class Report(NamedTuple):
         """Bytes that are too many."""
         return max(0, self.total - self.memory)
 
+    @property
+    def memory_fraction(self) -> float | None:
+        """What XLA_PYTHON_CLIENT_MEM_FRACTION must be for it to fit; None if it need not be set."""
+        if self.excess or self.total <= self.preallocated:
+            return None
+        return math.ceil(100 * self.total / self.memory) / 100
+
     def utilisation(self, seconds: float) -> float:
         """Model FLOPs as a share of what the chips could do in that time."""
         return self.model_flops / self.flops * self.roofline.compute / seconds
 
 
-# Shapes of slices by their names in the cloud, where v4 and v5p count cores, two a chip.
-_SHAPES = {
-    "v5e": {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"},
-    "v4": {
-        **{8: "2x2x1", 16: "2x2x2", 32: "2x2x4", 64: "2x4x4", 128: "4x4x4", 256: "4x4x8"},
-        **{512: "4x8x8", 1024: "8x8x8", 2048: "8x8x16"},
-    },
-}
-_SHAPES |= {"v6e": _SHAPES["v5e"], "v5p": _SHAPES["v4"]}
-
-
-def slice_of(topology: str) -> Sequence[jax.Device]:
-    """The chips of a TPU slice, such as "v4-32" or, by its shape, "v4:2x2x4".
-
-    Raises:
-      UserError: if libtpu is missing, or knows of no such slice.
-    """
-    # A chip of v4 has two cores, which programs see as one device.
-    options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
-    kind, _, size = topology.partition("-")
-    if size.isdigit() and int(size) in _SHAPES.get(kind, {}):
-        topology = f"{kind}:{_SHAPES[kind][int(size)]}"
-    try:
-        return topologies.get_topology_desc(topology, "tpu", **options).devices
-    except Exception as error:  # of many kinds
-        raise UserError(f"cannot describe the TPU slice {topology!r}: {shortened(error)}") from None
+# Share of a GPU's memory that JAX takes when it starts, unless XLA_PYTHON_CLIENT_MEM_FRACTION is set:
+# https://docs.jax.dev/en/latest/gpu_memory_allocation.html
+_PREALLOCATED = 0.75
 
 
 def compile_ahead(config: ConfigDict, devices: Sequence[jax.Device], program: str) -> Report:
@@ -102,29 +85,37 @@ def compile_ahead(config: ConfigDict, devices: Sequence[jax.Device], program: st
     "train" is a step of training. "prefill" reads the prompts of an evaluation's batch, and "decode"
     writes one token of each, with nothing of the training in memory.
 
+    Args:
+      devices: of `topology.devices_of`.
+
     Raises:
-      UserError: if the config does not fit the mesh.
+      UserError: if the config does not fit the mesh, or what compiles for the devices is not installed.
     """
     model = model_config(config)
     mesh = make_mesh(config.mesh, devices)
+    accelerator, is_gpu = named(devices[0].device_kind), devices[0].platform == "gpu"
     make = {"train": _train, "prefill": _prefill, "decode": _decode}[program]
-    work = make(config, model, mesh)
+    try:
+        work = make(config, model, mesh)
+    except RuntimeError as error:
+        if "cuDNN" not in str(error):
+            raise
+        raise UserError("config.attention is 'cudnn': pip install nvidia-cudnn-cu12") from None
+    described: dict[str, Any] = dict(
+        program=program,
+        mesh=dict(mesh.shape),
+        parameters=_bytes_of_one(work.parameters),
+        frozen=_bytes_of_one(work.frozen),
+        optimizer=_bytes_of_one(work.optimizer),
+        cache=_bytes_of_one(work.cache),
+        tokens=work.tokens,
+        flops=work.flops,
+        model_flops=work.model_flops,
+    )
     with jax.set_mesh(mesh):
-        lowered = work.function.trace(*work.arguments).lower(lowering_platforms=("tpu",))
-        accelerator = named(devices[0].device_kind)
-        described: dict[str, Any] = dict(
-            program=program,
-            mesh=dict(mesh.shape),
-            parameters=_bytes_of_one(work.parameters),
-            frozen=_bytes_of_one(work.frozen),
-            optimizer=_bytes_of_one(work.optimizer),
-            cache=_bytes_of_one(work.cache),
-            tokens=work.tokens,
-            flops=work.flops,
-            model_flops=work.model_flops,
-        )
+        traced = work.function.trace(*work.arguments)
         try:
-            compiled = lowered.compile()
+            compiled = compile_for(devices, traced)
         except jax.errors.JaxRuntimeError as error:
             # The arguments are among what it calls temporaries.
             needed = re.search(r"temporaries \(([\d.]+)G\) exceeds .* \(([\d.]+)G\)", str(error))
@@ -139,52 +130,31 @@ def compile_ahead(config: ConfigDict, devices: Sequence[jax.Device], program: st
                 activations=activations,
                 total=total,
                 memory=memory,
+                preallocated=memory,
                 bytes_sent={},
+                bytes_between_nodes=0,
                 roofline=nothing,
             )
     needs = compiled.memory_analysis()
     lasting = needs.argument_size_in_bytes + needs.output_size_in_bytes
     temporary = needs.temp_size_in_bytes
-    found = collectives(_text(compiled))
+    found = collectives(text_of(devices, compiled), devices_per_node(devices))
     sent = {kind: sum(bytes_sent(c) * c.times for c in found if c.kind == kind) for kind in KINDS}
+    between_nodes = sum(bytes_between_nodes(c) * c.times for c in found)
+    traffic = lasting + 2 * temporary
     return Report(
         **described,
         activations=temporary,
         # What is donated serves the arguments and the results alike.
         total=lasting - needs.alias_size_in_bytes + temporary + needs.generated_code_size_in_bytes,
         memory=accelerator.memory,
+        preallocated=int(accelerator.memory * (_PREALLOCATED if is_gpu else 1)),
         bytes_sent=sent,
+        bytes_between_nodes=between_nodes,
         roofline=roofline(
-            accelerator, work.flops / len(devices), lasting + 2 * temporary, sum(sent.values())
+            accelerator, work.flops / len(devices), traffic, sum(sent.values()), between_nodes
         ),
     )
-
-
-def _text(compiled: jax.stages.Compiled) -> str:
-    """The text of a compiled program.
-
-    Raises:
-      UserError: if libtpu is not of the version that jax asks for, and its programs cannot be read.
-    """
-    try:
-        text = compiled.as_text()
-    except Exception as error:  # of XLA, or of protobuf
-        found, wanted = _libtpu_versions()
-        if f"{found}.".startswith(f"{wanted}."):
-            raise
-        raise UserError(
-            f"libtpu {found} writes programs that jaxlib {jaxlib.__version__} cannot read: it needs "
-            f"libtpu {wanted} (pip install 'gist_jax[tpu]'): {shortened(error)}"
-        ) from None
-    assert text is not None  # programs for TPUs have it
-    return text
-
-
-def _libtpu_versions() -> tuple[str, str]:
-    """The version of libtpu that is installed, and the one that jax asks for."""
-    asked = [r for r in metadata.requires("jax") or () if r.startswith("libtpu")]
-    found = re.search(r"==([\d.]*\d)", asked[0]) if asked else None
-    return metadata.version("libtpu"), found[1] if found else "of its own"
 
 
 class _Work(NamedTuple):

@@ -183,8 +183,12 @@ def evaluation_lengths(evaluation: Mapping[str, Any], split: str) -> dict[str, i
     return {name: of_split.get(name, evaluation[name]) for name in LENGTHS}
 
 
-def validate(config: ConfigDict) -> None:
-    """Raises ValueError, in one sentence, for a value that no run can use."""
+def validate(config: ConfigDict, platform: str | None = None) -> None:
+    """Raises ValueError, in one sentence, for a value that no run can use.
+
+    Args:
+      platform: of the devices it is for, "cpu", "gpu" or "tpu"; by default that of those there are.
+    """
     family = config.get("model", {}).get("family", "llama")
     if family not in FAMILIES:
         raise UserError(f"config.model.family is {family!r} but must be one of {', '.join(FAMILIES)}")
@@ -250,8 +254,9 @@ def validate(config: ConfigDict) -> None:
         raise UserError(f"config.dropout is {config.dropout}, but {family} has no dropout")
     if config.dropout > 0 and config.attention == "cudnn":
         raise UserError("config.attention is 'cudnn', which has no dropout: set config.dropout to 0")
-    if config.attention == "cudnn" and jax.default_backend() != "gpu":
-        raise UserError(f"config.attention is 'cudnn', but the device is a {jax.default_backend()}")
+    device = platform or jax.default_backend()
+    if config.attention == "cudnn" and device != "gpu":
+        raise UserError(f"config.attention is 'cudnn', but the device is a {device}")
     _check_gist_tokens(config)
     for name in reading:
         if _field(config, name) < 2 * gist_token_counts(config)[-1] + 16:
