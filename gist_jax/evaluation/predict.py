@@ -17,7 +17,12 @@ from gist_jax.models import registry
 from gist_jax.models.adapter import Adapter
 from gist_jax.models.stack import Params, unstacked
 from gist_jax.sharding import param_shardings
-from gist_jax.training.config import adapter_config, evaluation_lengths, gist_token_counts
+from gist_jax.training.config import (
+    adapter_config,
+    evaluation_lengths,
+    gist_token_counts,
+    mask_config,
+)
 from gist_jax.training.distributed import is_first
 from gist_jax.training.loop import Evaluate
 from gist_jax.training.run import Run
@@ -130,6 +135,7 @@ def evaluator(run: Run) -> Evaluate:
             param_shardings=shardings,
             mesh=mesh,
             adapter=None if adapter is None else Adapter(params, adapter),
+            mask=mask_config(run.config),
         )
         metrics: dict[str, float] = {}
         for split, examples in splits.items():

@@ -12,10 +12,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from gist_jax.data.prompt_template import PromptTemplate
+from gist_jax.data.prompt_template import Prompt, PromptTemplate
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
-from gist_jax.inference.buckets import bucket, padded_rows
+from gist_jax.gist import PAPER_MASK, MaskConfig
+from gist_jax.inference.buckets import bucket, padded_rows, padded_spans
 from gist_jax.inference.checks import as_texts, check_cache, check_positions, one_each
 from gist_jax.inference.compress import compressed
 from gist_jax.inference.decode import generate
@@ -53,6 +54,7 @@ class LanguageModel:
     mesh: Mesh | None = None  # of the devices that share the rows of a batch; None: one device
     gist_token_choices: tuple[int, ...] = ()  # other numbers it was trained with
     adapter: Adapter | None = None  # what acts at gist tokens, in the form of the base's parameters
+    mask: MaskConfig = PAPER_MASK  # what else it was trained with
 
     @classmethod
     def from_params(
@@ -69,6 +71,7 @@ class LanguageModel:
         mesh: Mesh | None = None,
         gist_token_choices: tuple[int, ...] = (),
         adapter: Adapter | None = None,
+        mask: MaskConfig = PAPER_MASK,
     ) -> "LanguageModel":
         """Casts stacked parameters once and unrolls their layers.
 
@@ -79,7 +82,7 @@ class LanguageModel:
         cast = jax.jit(_for_inference, static_argnames="dtype", out_shardings=param_shardings)
         params = cast(params, dtype=dtype)
         settings = config, params, tokenizer, num_gist_tokens, condition, template, mesh
-        model = cls(*settings, gist_token_choices)
+        model = cls(*settings, gist_token_choices, mask=mask)
         return model if adapter is None else model.with_adapter(adapter)
 
     def with_adapter(self, adapter: Adapter) -> "LanguageModel":
@@ -135,13 +138,14 @@ class LanguageModel:
             condition=self.condition,
             template=self.template.name,
             dtype=dtype,
+            mask=self.mask,
         )
         export(directory, self.params, self.config, self.tokenizer, **settings)
 
     @functools.cached_property
     def template(self) -> PromptTemplate:
         """How this model's prompts are written."""
-        settings = self.tokenizer, self.num_gist_tokens, self.template_name
+        settings = self.tokenizer, self.num_gist_tokens, self.template_name, self.mask.placement
         return PromptTemplate.of_model(self.config, *settings)
 
     def compress(
@@ -275,8 +279,11 @@ class LanguageModel:
         tokens: np.ndarray | jax.Array
         segment: np.ndarray | jax.Array
         tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
+        spans_given = self.template.gives_spans and gists is None
+        span: np.ndarray | jax.Array | None = padded_spans(rows, tokens.shape) if spans_given else None
         if self.mesh is not None:
-            tokens, segment = _on_mesh(self.mesh, tokens), _on_mesh(self.mesh, segment)
+            placed = functools.partial(_on_mesh, self.mesh)
+            tokens, segment, span = jax.tree.map(placed, (tokens, segment, span))
         if gists is not None:
             gists = gists.bare(self.dtype)
             if 1 < len(gists) != len(tokens):  # rows of padding need a cache too: any will do
@@ -296,12 +303,14 @@ class LanguageModel:
             max_new=bucket(max_new_tokens, smallest=16),
             # Texts without gist tokens run the programs of the base.
             adapter=self.adapter if any(self.tokenizer.gist_id in row for row in rows) else None,
+            mask=self.mask,
+            span=span,
         )
         if not output.is_fully_addressable:  # other processes have some of the rows
             output = multihost_utils.process_allgather(output, tiled=True)
         return np.asarray(output)[: len(rows), :max_new_tokens]
 
-    def _instruction_ids(self, text: str) -> list[int]:
+    def _instruction_ids(self, text: str) -> Prompt:
         if self.num_gist_tokens > 0:  # a model that was finetuned without them reads plain prompts
             self._check_gist_token()
         return self.template.instruction_ids(text)
