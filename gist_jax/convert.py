@@ -37,13 +37,13 @@ HUB = "directory in Hugging Face format, or hub id"
 def _import(options: argparse.Namespace) -> None:
     directory = find(options.model)
     checkpoint, tokenizer = Checkpoint(directory), load_tokenizer(directory)
-    condition, num_gist_tokens, template = checkpoint.gist_settings(tokenizer)
+    condition, num_gist_tokens, template, mask = checkpoint.gist_settings(tokenizer)
     params = checkpoint.load_for(tokenizer, options.dtype)
     with atomic_directory(options.output) as tmp:
         tokenizer.save(tmp / TOKENIZER)
         # A model that had no gist token has one now, which holds nothing yet.
         described = checkpoint.config_for(tokenizer), condition, max(num_gist_tokens, 1), template
-        write_model(tmp, Description(*described))
+        write_model(tmp, Description(*described, mask=mask))
         write_json(tmp / CONFIG, {})
         write_params(tmp, params)
 

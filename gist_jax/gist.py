@@ -9,15 +9,45 @@ decoders, encoders, cross-attention, cached decoding, packed rows and several sp
     span     0   0   0    0   0 0      1     1 1 1   1       counts the compressed runs before a token
     is_gist  .   .   .    .   . x      .     . . .   .
 
+What a `MaskConfig` changes it changes in these three numbers, or in the order of an encoder's gist
+tokens; the rule stays.
+
 Shape letters: B batch, T query length, S key length.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 CONDITIONS = ("gist", "pos_control", "neg_control")
+PLACEMENTS = AFTER, BEFORE, SPREAD = "after", "before", "spread"
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskConfig:
+    """How a model's mask and gist tokens differ from the paper's, which are the defaults."""
+
+    # So many of an instruction's last tokens count as gist tokens: later tokens see them too.
+    extra: int = 0
+    causal_gists: bool = False  # an encoder's gist tokens see none that come later
+    # Where gist tokens stand: after an instruction, before it (which is for encoders), or spread over
+    # it, the last of them at its end. But for the first, spans are given, not read off the ids.
+    placement: str = AFTER
+
+    def __post_init__(self) -> None:
+        if type(self.extra) is not int or self.extra < 0:
+            raise ValueError(f"extra must be a whole number, at least 0, but is {self.extra!r}")
+        if type(self.causal_gists) is not bool:
+            raise ValueError(f"causal_gists must be True or False, but is {self.causal_gists!r}")
+        if self.placement not in PLACEMENTS:
+            raise ValueError(
+                f"placement is {self.placement!r} but must be one of {', '.join(PLACEMENTS)}"
+            )
+
+
+PAPER_MASK = MaskConfig()
 
 
 class Layout(NamedTuple):
@@ -28,13 +58,21 @@ class Layout(NamedTuple):
     is_gist: jax.Array  # bool
 
 
-def layout_of(tokens: jax.Array, gist_token: int, segment: jax.Array | None = None) -> Layout:
+def layout_of(
+    tokens: jax.Array,
+    gist_token: int,
+    segment: jax.Array | None = None,
+    span: jax.Array | None = None,
+    extra: int = 0,
+) -> Layout:
     """Reads the layout off a batch of token ids.
 
     Args:
       tokens: int `[B, T]`.
       gist_token: id of `<GIST>`. A span ends with the last of a run of gist tokens.
       segment: int `[B, T]`, 0 where padded; None if nothing is padded or packed.
+      span: int `[B, T]`, where a span does not end with its gist tokens.
+      extra: so many of the last other tokens of a span with gist tokens count as gist tokens.
 
     Returns:
       The layout of the tokens, arrays of `[B, T]`. Spans are numbered along the row, so those of a
@@ -43,9 +81,25 @@ def layout_of(tokens: jax.Array, gist_token: int, segment: jax.Array | None = No
     if segment is None:
         segment = jnp.ones_like(tokens, dtype=jnp.int32)
     is_gist = (tokens == gist_token) & (segment > 0)
-    after_gist = jnp.pad(is_gist[:, :-1], ((0, 0), (1, 0)))
-    span = jnp.cumsum(after_gist & ~is_gist, axis=1, dtype=jnp.int32)
-    return Layout(segment.astype(jnp.int32), span, is_gist)
+    if span is None:
+        after_gist = jnp.pad(is_gist[:, :-1], ((0, 0), (1, 0)))
+        span = jnp.cumsum(after_gist & ~is_gist, axis=1, dtype=jnp.int32)
+    layout = Layout(segment.astype(jnp.int32), span, is_gist)
+    return _with_extra(layout, extra) if extra else layout
+
+
+def _with_extra(layout: Layout, extra: int) -> Layout:
+    """The layout in which the last `extra` other tokens of a span with gist tokens count as such."""
+    together = _pairs(layout.segment) & _pairs(layout.span)
+    is_gist, length = layout.is_gist[:, None, :], layout.segment.shape[1]
+    others_after = jnp.sum(together & ~is_gist & ~causal(length, length)[0], axis=2)
+    counts = (layout.segment > 0) & jnp.any(together & is_gist, axis=2) & (others_after < extra)
+    return layout._replace(is_gist=layout.is_gist | counts)
+
+
+def _pairs(x: jax.Array) -> jax.Array:
+    """Which tokens of a row have the same number: bool `[B, T, T]` of `[B, T]`."""
+    return x[:, :, None] == x[:, None, :]
 
 
 def without_gists(
@@ -152,7 +206,12 @@ def causal(num_queries: int, num_keys: int, first_slot: int | jax.Array = 0) -> 
 
 
 def attention_mask(
-    layout: Layout, condition: str, *, before: Layout | None = None, bidirectional: bool = False
+    layout: Layout,
+    condition: str,
+    *,
+    before: Layout | None = None,
+    bidirectional: bool = False,
+    causal_gists: bool = False,
 ) -> jax.Array:
     """Mask of a whole sequence: which of its own tokens, and of those before it, each token sees.
 
@@ -160,6 +219,7 @@ def attention_mask(
       layout: `[B, T]`; of what stands behind others, see `continued` and `following`.
       before: of cached tokens, or of what an encoder has read, `[B or 1, P]`.
       bidirectional: an encoder's tokens see later ones too.
+      causal_gists: but gist tokens see no gist tokens that come later.
 
     Returns:
       bool `[B, 1, T, P + T]`.
@@ -167,7 +227,12 @@ def attention_mask(
     keys = layout if before is None else joined(before, layout)
     mask = visible(layout, keys, condition)
     length, num_keys = layout.segment.shape[1], keys.segment.shape[1]
-    return mask if bidirectional else mask & causal(length, num_keys, num_keys - length)
+    ordered = causal(length, num_keys, num_keys - length)
+    if not bidirectional:
+        return mask & ordered
+    if not causal_gists:
+        return mask
+    return mask & (ordered | ~(layout.is_gist[:, None, :, None] & keys.is_gist[:, None, None, :]))
 
 
 def mask_to_bias(mask: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:

@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
 from gist_jax.errors import UserError, shortened
+from gist_jax.gist import PAPER_MASK, MaskConfig
 from gist_jax.io import Path, read_json, write_json
 from gist_jax.models import registry
 from gist_jax.models.adapter import AdapterConfig
@@ -35,7 +36,7 @@ from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
 from gist_jax.sharding import with_shardings
 
-FORMAT = 2  # of a workdir; a reader takes this one and all that were numbered before it
+FORMAT = 3  # of a workdir; a reader takes this one and all that were numbered before it
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
 DATA = "data.json"
@@ -62,14 +63,16 @@ class Description(NamedTuple):
     template: str  # `PromptTemplate.name`
     gist_token_choices: tuple[int, ...] = ()  # all numbers it was trained with, if there are several
     adapter: AdapterDescription | None = None  # then the parameters are the adapter's, beside a base
+    mask: MaskConfig = PAPER_MASK
 
 
 def write_model(workdir: pathlib.Path, described: Description) -> None:
     """Writes model.json."""
     config, adapter = described.config, described.adapter
+    has_mask = described.mask != PAPER_MASK
     description: dict[str, Any] = {
-        # Versions of gist_jax that knew of no adapters knew format 1.
-        "format": 1 if adapter is None else FORMAT,
+        # Versions of gist_jax that knew of no adapters knew format 1, those that knew of no masks 2.
+        "format": FORMAT if has_mask else 1 if adapter is None else 2,
         "family": config.family,
         "config": dataclasses.asdict(config),
         "condition": described.condition,
@@ -78,6 +81,8 @@ def write_model(workdir: pathlib.Path, described: Description) -> None:
     }
     if described.gist_token_choices:
         description["gist_token_choices"] = described.gist_token_choices
+    if has_mask:
+        description["mask"] = dataclasses.asdict(described.mask)
     if adapter is not None:
         of_base = {"base": adapter.base, "fingerprint": adapter.fingerprint}
         description["adapter"] = {**dataclasses.asdict(adapter.config), **of_base}
@@ -107,7 +112,8 @@ def read_model(workdir: pathlib.Path) -> Description:
             of_base = fields.pop("base"), fields.pop("fingerprint")
             shape = AdapterConfig(**{**fields, "targets": tuple(fields["targets"])})
             fields = AdapterDescription(shape, *of_base)
-        return Description(config, *given, template, choices, fields)
+        mask = MaskConfig(**description.get("mask", {}))
+        return Description(config, *given, template, choices, fields, mask)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} describes no model: {shortened(error)}") from None
 

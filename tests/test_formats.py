@@ -66,6 +66,18 @@ def test_example_adapters_load(model_family, examples):
     assert bare.generate(gists, **settings) == lm.generate(gists, **settings)
 
 
+def test_example_masks_load(model_family, examples):
+    """Of a directory in Hugging Face format, and of an adapter."""
+    folder = EXAMPLES / model_family
+    for lm in (
+        gist_jax.load(folder / "masked"),
+        gist_jax.load(folder / "masked_adapter", base=folder / "workdir"),
+    ):
+        assert lm.mask == examples.MASKS[model_family]
+        gists = lm.compress(examples.INSTRUCTIONS)
+        assert gists.num_gist_tokens == lm.num_gist_tokens + lm.mask.extra
+
+
 def add_field(monkeypatch):
     """As a later version will do it: a new field of the config, and one of the model's shape."""
     usual = training_config.default
@@ -110,15 +122,21 @@ def test_a_new_field_changes_no_fingerprint(model_family):
 
 def test_a_newer_workdir_is_refused(stopped, examples):
     described = json.loads((stopped / MODEL).read_text())
-    (stopped / MODEL).write_text(json.dumps(described | {"format": 3}))
-    sentence = "has format 3, but this version of gist_jax reads formats 1 to 2"
+    (stopped / MODEL).write_text(json.dumps(described | {"format": 4}))
+    sentence = "has format 4, but this version of gist_jax reads formats 1 to 3"
     with pytest.raises(UserError, match=sentence):
         gist_jax.load(stopped)
     with pytest.raises(UserError, match=sentence):
         prepare(examples.config("llama"), stopped)
 
 
-@pytest.mark.parametrize("said", [3, {"format": 2}, {"num_gist_tokens": "1"}, {"condition": "gits"}])
+@pytest.mark.parametrize(
+    "said",
+    [
+        *(3, {"format": 3}, {"num_gist_tokens": "1"}, {"condition": "gits"}),
+        *({"mask": {"extra": -1}}, {"mask": {"later": 1}}, {"mask": {"placement": "beside"}}),
+    ],
+)
 def test_a_newer_export_is_refused(said, tmp_path):
     shutil.copytree(EXAMPLES / "llama" / "export", tmp_path / "export")
     file = tmp_path / "export" / "config.json"

@@ -156,8 +156,9 @@ def training_batches(
     Every batch is a dict of arrays `[batch_size, max_length]`, or of shorter rows with `buckets`:
     tokens, targets and segment, int32, and weights, float32. For an encoder-decoder targets and weights
     are `[batch_size, max_output_length]`, like decoder_tokens and decoder_segment, int32, which it has
-    besides. With `pack` a row holds as many whole examples as fit, each a segment of its own; otherwise
-    one example a row, so that `batch_size` counts examples.
+    besides. If the template gives spans, there is span too, int32, of the tokens. With `pack` a row
+    holds as many whole examples as fit, each a segment of its own; otherwise one example a row, so that
+    `batch_size` counts examples.
 
     Args:
       gist_token_choices: numbers of gist tokens of which every example draws one, in place of the
@@ -172,7 +173,8 @@ def training_batches(
     or other rows.
     """
     rows = np.arange(batch_size) if rows is None else rows
-    lengths = row_lengths(template.is_encoder_decoder, max_length, max_output_length)
+    sizes = max_length, max_output_length
+    lengths = row_lengths(template.is_encoder_decoder, *sizes, template.gives_spans)
     lengths = {name: n for name, n in lengths.items() if not name.endswith("segment")}
     dataset = _encoded(examples, template, seed)
     row = make_row(template, max_length, max_output_length, gist_token_choices)

@@ -18,13 +18,14 @@ Of a chat the instruction is the system message, and the gist tokens stand where
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from gist_jax.data.chat_template import ChatTemplate, Segments
 from gist_jax.data.fields import Example
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
+from gist_jax.gist import AFTER, BEFORE
 from gist_jax.models.config import ModelConfig, T5Config
 
 PAPER, CHAT = "paper", "chat"
@@ -53,6 +54,18 @@ class EncodedExample(NamedTuple):
     own: int  # so many ids of `input` come before what asks for the output
 
 
+class Prompt(list[int]):
+    """Ids of a prompt, of which the first are compressed together; what is added comes after these."""
+
+    def __init__(self, head: Iterable[int], rest: Iterable[int] = ()) -> None:
+        super().__init__(head)
+        self.head = len(self)  # so many are compressed
+        self.extend(rest)
+
+    def __add__(self, rest: list[int]) -> "Prompt":  # type: ignore[override]  # of numbers alone
+        return Prompt(self[: self.head], [*self[self.head :], *rest])
+
+
 @dataclasses.dataclass(frozen=True)
 class PromptTemplate:
     """How the prompts of a model are written."""
@@ -62,10 +75,16 @@ class PromptTemplate:
     # What the decoder of an encoder-decoder reads first; None if the output continues the prompt.
     decoder_start_token: int | None = None
     chat: ChatTemplate | None = None  # in place of the paper's form
+    placement: str = AFTER  # of gist tokens, see `gist_jax.gist.MaskConfig`
 
     @classmethod
     def of_model(
-        cls, config: ModelConfig, tokenizer: Tokenizer, num_gist_tokens: int, kind: str = PAPER
+        cls,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        num_gist_tokens: int,
+        kind: str = PAPER,
+        placement: str = AFTER,
     ) -> "PromptTemplate":
         """The template of a model.
 
@@ -73,17 +92,23 @@ class PromptTemplate:
           kind: "paper", "chat", or a `name`.
 
         Raises:
-          UserError: if the tokenizer has no chat template, or another than the one that is named.
+          UserError: if the tokenizer has no chat template, or another than the one that is named, or
+            gist tokens would see nothing.
         """
         start = config.decoder_start_token if isinstance(config, T5Config) else None
+        if placement == BEFORE and start is None:
+            raise UserError(
+                "mask.placement is 'before', which is for encoders: a decoder's gist tokens would see "
+                "nothing of the instruction after them"
+            )
         if kind == PAPER:
-            return cls(tokenizer, num_gist_tokens, start)
+            return cls(tokenizer, num_gist_tokens, start, placement=placement)
         if start is not None:
             raise UserError("data.template is 'chat', but an encoder-decoder has no chat template")
         chat = ChatTemplate.of_tokenizer(tokenizer)
         if kind not in (CHAT, chat.name):
             raise UserError(f"the tokenizer's chat template is {chat.name}, not {kind}")
-        return cls(tokenizer, num_gist_tokens, chat=chat)
+        return cls(tokenizer, num_gist_tokens, chat=chat, placement=placement)
 
     @property
     def name(self) -> str:
@@ -97,7 +122,7 @@ class PromptTemplate:
 
     def instruction_ids(
         self, instruction: str, max_length: int | None = None, *, continues: bool = False
-    ) -> list[int]:
+    ) -> Prompt:
         """Ids of what is compressed: the instruction, and the gist tokens it is compressed into.
 
         Args:
@@ -119,7 +144,7 @@ class PromptTemplate:
         """Ids of the output, at most `max_length`, which end with the end of sequence."""
         return self.cut_output(self._ids(self._output(text)), max_length)
 
-    def prompt_ids(self, instruction: str, text: str, max_length: int) -> list[int]:
+    def prompt_ids(self, instruction: str, text: str, max_length: int) -> Prompt:
         """Ids of a whole prompt, at most `max_length`, cut as `prompt` cuts it."""
         example = {"instruction": instruction, "input": text, "output": ""}
         return self.prompt(self.encode_one(example), max_length)
@@ -141,7 +166,7 @@ class PromptTemplate:
         parts = (ids[n : n + 4] for n in range(0, len(ids), 4))
         return [EncodedExample(a, b, c, own=len(d)) for a, b, c, d in parts]
 
-    def prompt(self, example: EncodedExample, max_length: int) -> list[int]:
+    def prompt(self, example: EncodedExample, max_length: int) -> Prompt:
         """Ids of an example's prompt with gist tokens, at most `max_length`.
 
         Where there are too many, the end of the input goes first, then that of the instruction. The
@@ -170,6 +195,11 @@ class PromptTemplate:
         return [*ids[: max_length - 1], self.tokenizer.eos_id]
 
     @property
+    def gives_spans(self) -> bool:
+        """Whether the spans of a prompt must be given, as they cannot be read off its ids."""
+        return self.placement != AFTER
+
+    @property
     def gist_ids(self) -> list[int]:
         """Ids of the gist tokens, and of the lone space before them that T5's prompts have."""
         gists = [self.tokenizer.gist_id] * self.num_gist_tokens
@@ -178,14 +208,27 @@ class PromptTemplate:
 
     @property
     def space_before_gists(self) -> int | None:
-        """The id of the lone space that T5's prompts have before their gist tokens; None: none."""
-        return self.tokenizer.space_id if self.is_encoder_decoder else None
+        """The id of the lone space that T5's prompts have before their gist tokens; None: none.
 
-    def _with_gists(self, ids: Sequence[int], max_length: int | None = None) -> list[int]:
+        Nor have those whose gist tokens stand elsewhere than in the paper.
+        """
+        return self.tokenizer.space_id if self.is_encoder_decoder and not self.gives_spans else None
+
+    def _with_gists(self, ids: Sequence[int], max_length: int | None = None) -> Prompt:
         gists = self.gist_ids
         if max_length is not None:
             ids = ids[: max(max_length - len(gists), 0)]
-        return [*ids, *gists]
+        if self.placement == AFTER:
+            return Prompt([*ids, *gists])
+        if self.placement == BEFORE:
+            return Prompt([*gists, *ids])
+        # As evenly as can be: with the i-th of k gist tokens i/k of the instruction has come.
+        parts, start = [], 0
+        for i, gist_id in enumerate(gists, 1):
+            end = -(-len(ids) * i // len(gists))
+            parts += [*ids[start:end], gist_id]
+            start = end
+        return Prompt([*parts, *ids[start:]])
 
     def _parts(self, example: Example) -> tuple[Segments, Segments, Segments, Segments]:
         """Instruction, input, output, and what of the input comes before what asks for the output."""

@@ -7,7 +7,7 @@ import grain
 import numpy as np
 
 from gist_jax.data.fields import Example
-from gist_jax.data.prompt_template import EncodedExample, PromptTemplate
+from gist_jax.data.prompt_template import EncodedExample, Prompt, PromptTemplate
 
 Batch = dict[str, np.ndarray]
 
@@ -32,9 +32,10 @@ class DecoderOnlyExample(grain.transforms.Map):
         weights  0   0           0 0   0   0 0      0     0 0   0      1 1   1
 
     Gives tokens and targets, int32 `[T]`, and weights, float32 `[T]`: 1 where the target belongs to
-    the output, the only place where there is a loss; T is at most `max_length`. In an example that is
-    too long the prompt is cut (see `PromptTemplate.prompt`), down to half of the length, and then
-    the output.
+    the output, the only place where there is a loss; T is at most `max_length`. If the template gives
+    spans, there is span too, int32 `[T]`: 0 for what is compressed, then 1. In an example that is too
+    long the prompt is cut (see `PromptTemplate.prompt`), down to half of the length, and then the
+    output.
     """
 
     template: PromptTemplate
@@ -48,7 +49,15 @@ class DecoderOnlyExample(grain.transforms.Map):
         weights = np.zeros(len(ids), np.float32)
         weights[len(prompt) :] = 1
         row = np.asarray(ids, np.int32)
-        return {"tokens": row[:-1], "targets": row[1:], "weights": weights[1:]}
+        fields = {"tokens": row[:-1], "targets": row[1:], "weights": weights[1:]}
+        return fields | _span(self.template, prompt, len(row) - 1)
+
+
+def _span(template: PromptTemplate, prompt: Prompt, length: int) -> Batch:
+    """The field span of a row, if it must have one."""
+    if not template.gives_spans:
+        return {}
+    return {"span": (np.arange(length) >= prompt.head).astype(np.int32)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +71,8 @@ class EncoderDecoderExample(grain.transforms.Map):
         weights         1 1 1
 
     Gives tokens, int32 `[T]`; decoder_tokens and targets, int32 `[S]`, the first being the second
-    shifted by the start token; and weights, float32 `[S]`, all 1. Either is cut where it is too long,
-    as the published pipeline does it: an end of sequence comes last in every case.
+    shifted by the start token; weights, float32 `[S]`, all 1; and span as above. Either is cut where it
+    is too long, as the published pipeline does it: an end of sequence comes last in every case.
     """
 
     template: PromptTemplate
@@ -79,6 +88,7 @@ class EncoderDecoderExample(grain.transforms.Map):
             "decoder_tokens": np.asarray([template.decoder_start_token, *output[:-1]], np.int32),
             "targets": np.asarray(output, np.int32),
             "weights": np.ones(len(output), np.float32),
+            **_span(template, prompt, len(prompt)),
         }
 
 
@@ -115,12 +125,16 @@ class Pad(grain.transforms.Map):
         return padded
 
 
-def row_lengths(is_encoder_decoder: bool, max_length: int, max_output_length: int) -> dict[str, int]:
+def row_lengths(
+    is_encoder_decoder: bool, max_length: int, max_output_length: int, gives_spans: bool = False
+) -> dict[str, int]:
     """The length of every field of a row, see `training_batches`."""
+    of_prompt = ["tokens", "segment", *(["span"] if gives_spans else [])]
+    of_output = ["targets", "weights"]
     if not is_encoder_decoder:
-        return dict.fromkeys(("tokens", "segment", "targets", "weights"), max_length)
-    of_output = ("decoder_tokens", "decoder_segment", "targets", "weights")
-    return {"tokens": max_length, "segment": max_length, **dict.fromkeys(of_output, max_output_length)}
+        return dict.fromkeys(of_prompt + of_output, max_length)
+    of_output = ["decoder_tokens", "decoder_segment", *of_output]
+    return dict.fromkeys(of_prompt, max_length) | dict.fromkeys(of_output, max_output_length)
 
 
 def make_row(

@@ -13,7 +13,12 @@ from gist_jax.inference.language_model import LanguageModel
 from gist_jax.io import write_csv
 from gist_jax.models.adapter import Adapter
 from gist_jax.models.stack import Params
-from gist_jax.training.config import adapter_config, evaluation_lengths, gist_token_counts
+from gist_jax.training.config import (
+    adapter_config,
+    evaluation_lengths,
+    gist_token_counts,
+    mask_config,
+)
 from gist_jax.training.distributed import is_first
 from gist_jax.training.loop import Evaluate
 from gist_jax.training.run import Run
@@ -107,6 +112,7 @@ def evaluator(run: Run) -> Evaluate:
             dtype=run.config.dtype,
             mesh=mesh,
             adapter=None if adapter is None else Adapter(params, adapter),
+            mask=mask_config(run.config),
         )
         metrics: dict[str, float] = {}
         for split, examples in splits.items():

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gist_jax.data.prompt_template import Prompt
+
 
 def bucket(size: int, smallest: int = 1) -> int:
     """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, … that holds `size`; from `smallest` on."""
@@ -28,3 +30,14 @@ def padded_rows(
         tokens[i, : len(row)] = row
         segment[i, : len(row)] = 1
     return tokens, segment
+
+
+def padded_spans(rows: Sequence[Sequence[int]], shape: tuple[int, ...]) -> np.ndarray:
+    """The spans of rows that `padded_rows` pads to a shape: int32 `[B, T]`.
+
+    They are 0 where a `Prompt` is compressed, and 1 after it.
+    """
+    span = np.ones(shape, np.int32)
+    for i, row in enumerate(rows):
+        span[i, : row.head if isinstance(row, Prompt) else 0] = 0
+    return span

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gist_jax.errors import UserError
-from gist_jax.inference.buckets import padded_rows
+from gist_jax.inference.buckets import padded_rows, padded_spans
 from gist_jax.inference.checks import check_cache, check_positions
 from gist_jax.inference.gist_cache import THEN, GistCache, Origin
 from gist_jax.inference.prefill import compress
@@ -55,9 +55,11 @@ def compressed(
         segment,
         config=lm.config,
         gist_token=lm.tokenizer.gist_id,
-        num_kept=lm.num_gist_tokens,
+        num_kept=lm.num_gist_tokens + lm.mask.extra,
         adapter=lm.adapter,
         prefix=prefix,
+        mask=lm.mask,
+        span=padded_spans(rows, tokens.shape) if lm.template.gives_spans else None,
     )[: len(rows)]
     return dataclasses.replace(gists, origin=origin, instructions=_all_texts(texts, after))
 

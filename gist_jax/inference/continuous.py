@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from gist_jax.inference.buckets import bucket, padded_rows
+from gist_jax.gist import PAPER_MASK, MaskConfig
+from gist_jax.inference.buckets import bucket, padded_rows, padded_spans
 from gist_jax.inference.gist_cache import GistCache
 from gist_jax.inference.sampling import Sampling
 from gist_jax.inference.slots import (
@@ -66,6 +67,8 @@ class Programs:
     pad_id: int
     adapter: Adapter | None
     mesh: jax.sharding.Mesh | None  # of the devices that share the rows
+    mask: MaskConfig = PAPER_MASK
+    gives_spans: bool = False  # whether spans cannot be read off the ids
 
     @property
     def dtype(self) -> Any:
@@ -213,6 +216,7 @@ class _Writer:
         if prefixes:
             prefixes += prefixes[:1] * missing
         tokens, segment = padded_rows(prompts, programs.pad_id, (size, length))
+        spans = padded_spans([row.ids for row in chosen], tokens.shape)
         read = read_prompts(
             programs.params,
             programs.place(tokens),
@@ -221,6 +225,8 @@ class _Writer:
             config=programs.config,
             condition=programs.condition,
             gist_token=programs.gist_token,
+            mask=programs.mask,
+            span=programs.place(spans) if programs.gives_spans and not prefixes else None,
             adapter=programs.adapter if adapts else None,
         )
         if self._slots is None:

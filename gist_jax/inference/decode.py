@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gist_jax.gist import PAPER_MASK, MaskConfig
 from gist_jax.inference.gist_cache import GistCache
 from gist_jax.inference.prefill import Prefilled, decode_bias, prefill
 from gist_jax.inference.sampling import Sampling, row_keys, sample
@@ -89,7 +90,7 @@ class _Loop(NamedTuple):
     done: jax.Array  # bool [B]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "condition", "gist_token", "max_new"))
+@functools.partial(jax.jit, static_argnames=("config", "condition", "gist_token", "max_new", "mask"))
 def generate(
     params: Params,
     tokens: jax.Array,
@@ -105,6 +106,8 @@ def generate(
     gist_token: int,
     max_new: int,
     adapter: Adapter | None = None,
+    mask: MaskConfig = PAPER_MASK,
+    span: jax.Array | None = None,
 ) -> jax.Array:
     """Generates an output for every row of a ragged batch.
 
@@ -120,6 +123,8 @@ def generate(
       sampling: None is greedy.
       max_new: the most that `limit` may be; the size of the cache depends on it.
       adapter: with unrolled layers, acts at the gist tokens of whole prompts.
+      mask: of the model, for whole prompts.
+      span: int `[B, T]` of whole prompts, where it cannot be read off the tokens: see `gist.layout_of`.
 
     Returns:
       int32 `[B, max_new]`; after its end of sequence a row is filled with eos_token.
@@ -128,7 +133,7 @@ def generate(
     model = merge(params, config)
     settings: dict[str, Any] = dict(condition=condition, gist_token=gist_token, max_new=max_new)
     adapted = merge(params, config, adapter)
-    prefilled, state = prefill(adapted, tokens, segment, prefix, **settings)
+    prefilled, state = prefill(adapted, tokens, segment, prefix, mask=mask, span=span, **settings)
 
     of_rows = row_keys(jnp.broadcast_to(seed, batch), jnp.arange(batch))
 

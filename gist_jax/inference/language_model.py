@@ -12,10 +12,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from gist_jax.data.prompt_template import PromptTemplate
+from gist_jax.data.prompt_template import Prompt, PromptTemplate
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
-from gist_jax.inference.buckets import bucket, padded_rows
+from gist_jax.gist import PAPER_MASK, MaskConfig
+from gist_jax.inference.buckets import bucket, padded_rows, padded_spans
 from gist_jax.inference.checks import as_texts, check_cache, check_positions, one_each
 from gist_jax.inference.compress import compressed
 from gist_jax.inference.continuous import Programs, Row
@@ -64,6 +65,7 @@ class LanguageModel:
     mesh: Mesh | None = None  # of the devices that share the rows of a batch; None: one device
     gist_token_choices: tuple[int, ...] = ()  # other numbers it was trained with
     adapter: Adapter | None = None  # what acts at gist tokens, in the form of the base's parameters
+    mask: MaskConfig = PAPER_MASK  # what else it was trained with
 
     @classmethod
     def from_params(
@@ -79,6 +81,7 @@ class LanguageModel:
         mesh: Mesh | None = None,
         gist_token_choices: tuple[int, ...] = (),
         adapter: Adapter | None = None,
+        mask: MaskConfig = PAPER_MASK,
     ) -> "LanguageModel":
         """Casts stacked parameters once and unrolls their layers.
 
@@ -94,7 +97,7 @@ class LanguageModel:
         cast = jax.jit(_for_inference, static_argnames=("dtype", "transposes"), out_shardings=shardings)
         params = cast(params, **make.keywords)
         settings = config, params, tokenizer, num_gist_tokens, condition, template, mesh
-        model = cls(*settings, gist_token_choices)
+        model = cls(*settings, gist_token_choices, mask=mask)
         return model if adapter is None else model.with_adapter(adapter)
 
     def with_adapter(self, adapter: Adapter) -> "LanguageModel":
@@ -151,13 +154,14 @@ class LanguageModel:
             condition=self.condition,
             template=self.template.name,
             dtype=dtype,
+            mask=self.mask,
         )
         export(directory, self.params, self.config, self.tokenizer, **settings)
 
     @functools.cached_property
     def template(self) -> PromptTemplate:
         """How this model's prompts are written."""
-        settings = self.tokenizer, self.num_gist_tokens, self.template_name
+        settings = self.tokenizer, self.num_gist_tokens, self.template_name, self.mask.placement
         return PromptTemplate.of_model(self.config, *settings)
 
     def compress(
@@ -328,6 +332,8 @@ class LanguageModel:
             pad_id=tokenizer.pad_id,
             adapter=self.adapter,
             mesh=self.mesh,
+            mask=self.mask,
+            gives_spans=self.template.gives_spans,
         )
 
     def generate_ids(
@@ -347,8 +353,11 @@ class LanguageModel:
         tokens: np.ndarray | jax.Array
         segment: np.ndarray | jax.Array
         tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
+        spans_given = self.template.gives_spans and gists is None
+        span: np.ndarray | jax.Array | None = padded_spans(rows, tokens.shape) if spans_given else None
         if self.mesh is not None:
-            tokens, segment = _on_mesh(self.mesh, tokens), _on_mesh(self.mesh, segment)
+            placed = functools.partial(_on_mesh, self.mesh)
+            tokens, segment, span = jax.tree.map(placed, (tokens, segment, span))
         if gists is not None:
             gists = gists.bare(self.dtype)
             if 1 < len(gists) != len(tokens):  # rows of padding need a cache too: any will do
@@ -368,6 +377,8 @@ class LanguageModel:
             max_new=bucket(max_new_tokens, smallest=16),
             # Texts without gist tokens run the programs of the base.
             adapter=self.adapter if any(self.tokenizer.gist_id in row for row in rows) else None,
+            mask=self.mask,
+            span=span,
         )
         if not output.is_fully_addressable:  # other processes have some of the rows
             output = multihost_utils.process_allgather(output, tiled=True)
@@ -383,7 +394,7 @@ class LanguageModel:
         longest = int(np.max(before + [len(row) for row in rows]))
         check_positions(longest + max_new_tokens, self.config)
 
-    def instruction_ids(self, text: str) -> list[int]:
+    def instruction_ids(self, text: str) -> Prompt:
         """The ids of an instruction with its gist tokens, if the model knows them.
 
         Raises:

@@ -65,11 +65,12 @@ def load(
             template=described.template,
             dtype=dtype,
             gist_token_choices=described.gist_token_choices,
+            mask=described.mask,
         )
     if not (directory / "config.json").exists():
         raise UserError(f"{directory} holds neither a trained run nor a Hugging Face checkpoint")
     checkpoint, tokenizer = Checkpoint(directory), load_tokenizer(directory)
-    condition, num_gist_tokens, template = checkpoint.gist_settings(tokenizer)
+    condition, num_gist_tokens, template, mask = checkpoint.gist_settings(tokenizer)
     return LanguageModel.from_params(
         checkpoint.load(dtype),
         checkpoint.config,
@@ -78,6 +79,7 @@ def load(
         condition=condition,
         template=template,
         dtype=dtype,
+        mask=mask,
     )
 
 
@@ -104,6 +106,7 @@ def _adapted(directory: pathlib.Path, described: Description, base: Path, dtype:
         condition=described.condition,
         template_name=described.template,
         gist_token_choices=described.gist_token_choices,
+        mask=described.mask,
     )
     return model.with_adapter(Adapter(params, adapter.config))
 

@@ -34,23 +34,24 @@ def make_tokens(
     positions: jax.Array,
     *,
     condition: str,
+    gist_token: int,
     dtype: Any,
-    before: gist.Layout | None = None,
-    bidirectional: bool = False,
+    **options: Any,
 ) -> Tokens:
     """Puts token ids together with the attention bias that a condition gives them.
 
-    An adapter acts at the gist tokens.
+    An adapter acts at the gist tokens, not at others that count as such.
 
     Args:
       ids: int `[B, T]`.
       layout: `[B, T]`, of the ids.
       positions: int `[B or 1, T]`.
       dtype: of the bias.
-      before, bidirectional: of `gist.attention_mask`.
+      options: of `gist.attention_mask`.
     """
-    mask = gist.attention_mask(layout, condition, before=before, bidirectional=bidirectional)
-    return Tokens(ids, positions, gist.mask_to_bias(mask, dtype), adapts=layout.is_gist)
+    mask = gist.attention_mask(layout, condition, **options)
+    adapts = layout.is_gist & (ids == gist_token)
+    return Tokens(ids, positions, gist.mask_to_bias(mask, dtype), adapts)
 
 
 def run_prompt(
@@ -62,6 +63,8 @@ def run_prompt(
     condition: str,
     gist_token: int,
     needed: jax.Array | None = None,
+    mask: gist.MaskConfig = gist.PAPER_MASK,
+    span: jax.Array | None = None,
 ) -> tuple[jax.Array, Memory, gist.Layout]:
     """Runs the prompts of a ragged batch through a model; arguments as of `decode.generate`.
 
@@ -69,7 +72,7 @@ def run_prompt(
       Final hidden states `[B, T, D]`, or of the slots that are `needed`, int `[B, Q]`; what later tokens
       may look at; and the layout `[B, T]`.
     """
-    layout = gist.layout_of(tokens, gist_token, segment)
+    layout = gist.layout_of(tokens, gist_token, segment, span, mask.extra)
     positions = gist.positions_of(segment)
     if prefix is not None:
         layout = gist.continued(prefix.layout, layout)
@@ -79,9 +82,11 @@ def run_prompt(
         layout,
         positions,
         condition=condition,
+        gist_token=gist_token,
         dtype=model.embedding.dtype,
         before=None if prefix is None else prefix.layout,
         bidirectional=model.config.is_encoder_decoder,
+        causal_gists=mask.causal_gists,
     )
     hidden, memory = model.prefill(inputs, None if prefix is None else prefix.memory, needed)
     return hidden, memory, layout
@@ -96,12 +101,13 @@ def prefill(
     condition: str,
     gist_token: int,
     max_new: int,
+    mask: gist.MaskConfig = gist.PAPER_MASK,
+    span: jax.Array | None = None,
 ) -> tuple[Prefilled, DecodeState]:
     """Runs the prompts of a ragged batch and prepares decoding; arguments as of `decode.generate`."""
     last = jnp.max(jnp.where(segment > 0, jnp.arange(tokens.shape[1]), 0), axis=1, keepdims=True)
-    hidden, memory, layout = run_prompt(
-        model, tokens, segment, prefix, condition=condition, gist_token=gist_token, needed=last
-    )
+    settings: dict[str, Any] = dict(condition=condition, gist_token=gist_token, mask=mask, span=span)
+    hidden, memory, layout = run_prompt(model, tokens, segment, prefix, needed=last, **settings)
     context: tuple[KVCache, ...] = (model.context_kv(memory),)
     seen = layout
     if prefix is not None:
@@ -127,7 +133,7 @@ def decode_bias(
     return gist.mask_to_bias(visible & gist.causal(1, visible.shape[-1], first_slot), dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "gist_token", "num_kept"))
+@functools.partial(jax.jit, static_argnames=("config", "gist_token", "num_kept", "mask"))
 def compress(
     params: Params,
     tokens: jax.Array,
@@ -138,23 +144,27 @@ def compress(
     num_kept: int,
     adapter: Adapter | None = None,
     prefix: GistCache | None = None,
+    mask: gist.MaskConfig = gist.PAPER_MASK,
+    span: jax.Array | None = None,
 ) -> GistCache:
     """Compresses a ragged batch.
 
     Args:
       params: with unrolled layers (`stack.unstacked`).
-      tokens: int `[B, T]`, each row ending with gist tokens; padded at either end.
+      tokens: int `[B, T]`, instructions with their gist tokens; padded at either end.
       segment: int `[B, T]`, 1 for tokens and 0 for padding.
-      num_kept: G, the most gist tokens of any row.
+      num_kept: G, the most gist tokens of any row, and what counts as such.
       adapter: with unrolled layers, acts at the gist tokens.
       prefix: what was compressed before, and is seen; of batch B, or of batch 1 for all rows.
+      mask: of the model.
+      span: int `[B, T]`, where it cannot be read off the tokens: see `gist.layout_of`.
 
     Returns:
       A gist cache that does not say yet what it was made of, with segment 0 where a row has fewer gist
       tokens. Those of `prefix` come first in it.
     """
     model = merge(params, config, adapter)
-    settings: dict[str, Any] = dict(condition="gist", gist_token=gist_token)
+    settings: dict[str, Any] = dict(condition="gist", gist_token=gist_token, mask=mask, span=span)
     _, memory, layout = run_prompt(model, tokens, segment, prefix, **settings)
     # Indices of the gist tokens, in order, then of others (for rows with fewer).
     slots = jnp.argsort(~layout.is_gist, axis=1, stable=True)[:, :num_kept]

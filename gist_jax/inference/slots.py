@@ -89,7 +89,7 @@ class Written(NamedTuple):
     number: Any  # int32, of the row among those of its seed
 
 
-@functools.partial(jax.jit, static_argnames=("config", "condition", "gist_token"))
+@functools.partial(jax.jit, static_argnames=("config", "condition", "gist_token", "mask"))
 def read_prompts(
     params: Params,
     tokens: jax.Array,
@@ -99,6 +99,8 @@ def read_prompts(
     config: ModelConfig,
     condition: str,
     gist_token: int,
+    mask: gist.MaskConfig = gist.PAPER_MASK,
+    span: jax.Array | None = None,
     adapter: Adapter | None = None,
 ) -> Context:
     """Reads prompts, or what follows the gist caches in `prefixes`.
@@ -109,10 +111,11 @@ def read_prompts(
       segment: int `[B, T]`, 1 for tokens and 0 for padding.
       prefixes: a bare one (`GistCache.bare`) of one row for each prompt, all with the same number of
         gist tokens; or none.
+      span: int `[B, T]` of whole prompts, where it cannot be read off the tokens: see `gist.layout_of`.
     """
     model = merge(params, config, adapter)
     prefix = jax.tree.map(lambda *rows: jnp.concatenate(rows), *prefixes) if prefixes else None
-    settings: dict[str, Any] = dict(condition=condition, gist_token=gist_token)
+    settings: dict[str, Any] = dict(condition=condition, gist_token=gist_token, mask=mask, span=span)
     _, memory, layout = run_prompt(model, tokens, segment, prefix, **settings)
     cache, seen = model.context_kv(memory), layout
     if prefix is not None:

@@ -1,5 +1,6 @@
 """Writes a model as a directory in Hugging Face format, which transformers loads as it stands."""
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
+from gist_jax.gist import PAPER_MASK, MaskConfig
 from gist_jax.interop.huggingface import FORMAT, FORMATS
 from gist_jax.interop.weights import Weight, weights
 from gist_jax.io import atomic_directory, write_json
@@ -32,6 +34,7 @@ def export(
     num_gist_tokens: int,
     condition: str,
     template: str = "paper",
+    mask: MaskConfig = PAPER_MASK,
     dtype: str = "float32",
     shard_bytes: int = 2 << 30,
 ) -> None:
@@ -53,13 +56,15 @@ def export(
         form = FORMATS[config.family]
         special = _special_ids(config, tokenizer)
         fields = {**form.write_config(config), **special, "torch_dtype": dtype}
+        has_mask = mask != PAPER_MASK
         if num_gist_tokens > 0:  # else the model was never trained with a gist token
             fields["gist"] = {
-                "format": FORMAT,
+                "format": FORMAT if has_mask else 1,  # as versions that knew of no masks knew it
                 "num_gist_tokens": num_gist_tokens,
                 "gist_token_id": tokenizer.gist_id,
                 "condition": condition,
                 "template": template,
+                **({"mask": dataclasses.asdict(mask)} if has_mask else {}),
             }
         write_json(tmp / "config.json", fields)
         write_json(tmp / "generation_config.json", special)

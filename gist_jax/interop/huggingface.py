@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError, shortened
-from gist_jax.gist import CONDITIONS
+from gist_jax.gist import CONDITIONS, MaskConfig
 from gist_jax.interop import llama, t5
 from gist_jax.interop.tensor_files import Index, TensorFiles
 from gist_jax.interop.weights import Weight, check, shapes, weights
@@ -26,7 +26,7 @@ from gist_jax.io import read_json
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
 
-FORMAT = 1  # of what an export's config.json says of gisting; those before are read too
+FORMAT = 2  # of what an export's config.json says of gisting; those before are read too
 # Family -> how the fields of its config.json and its tensors are named.
 FORMATS = {"llama": llama, "t5": t5}
 
@@ -117,8 +117,8 @@ class Checkpoint:
         """
         return "gist" in self.fields or self.config.vocab_size == tokenizer_size
 
-    def gist_settings(self, tokenizer: Tokenizer) -> tuple[str, int, str]:
-        """The condition the model was trained under, its number of gist tokens, and its template.
+    def gist_settings(self, tokenizer: Tokenizer) -> tuple[str, int, str, MaskConfig]:
+        """The condition the model was trained under, its number of gist tokens, template and mask.
 
         What the config does not say is as in the published gist checkpoints, or, of a model that was
         never trained with a gist token, "pos_control" and 0.
@@ -135,7 +135,13 @@ class Checkpoint:
         num_gist_tokens = said.get("num_gist_tokens", num_gist_tokens)
         if condition not in CONDITIONS or type(num_gist_tokens) is not int or num_gist_tokens < 0:
             raise UserError(f"the field gist of config.json makes no sense: {shortened(said)}")
-        return condition, num_gist_tokens, str(said.get("template", "paper"))
+        try:
+            mask = MaskConfig(**said.get("mask", {}))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"the field gist of config.json makes no sense: mask.{shortened(error)}"
+            ) from None
+        return condition, num_gist_tokens, str(said.get("template", "paper")), mask
 
     def config_for(self, tokenizer: Tokenizer) -> ModelConfig:
         """The model's shape with room for the gist token of a tokenizer."""

@@ -135,7 +135,7 @@ def compile_ahead(config: ConfigDict, devices: Sequence[jax.Device], program: st
                 bytes_between_nodes=0,
                 roofline=nothing,
             )
-    needs = compiled.memory_analysis()
+    needs: Any = compiled.memory_analysis()
     lasting = needs.argument_size_in_bytes + needs.output_size_in_bytes
     temporary = needs.temp_size_in_bytes
     found = collectives(text_of(devices, compiled), devices_per_node(devices))

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from gist_jax.data.prompt_template import CHAT, PAPER
 from gist_jax.errors import UserError
-from gist_jax.gist import CONDITIONS
+from gist_jax.gist import CONDITIONS, MaskConfig
 from gist_jax.models.adapter import TARGETS, AdapterConfig
 from gist_jax.models.attention import IMPLEMENTATIONS
 from gist_jax.models.registry import FAMILIES
@@ -71,6 +71,12 @@ def default(model_family: str = "llama") -> ConfigDict:
             "num_gist_tokens": 1,  # 0: plain finetuning, with pos_control
             # Numbers of which every example draws one, such as (1, 2, 5, 10), in place of the one above.
             "gist_token_choices": (),
+            # Ablations of the mask; see `gist_jax.gist.MaskConfig`.
+            "mask": {
+                "extra": 0,  # later tokens also see so many of an instruction's last tokens
+                "causal_gists": False,  # an encoder's gist tokens see none that come later
+                "placement": "after",  # of gist tokens: after, before or spread over the instruction
+            },
             "seed": 0,
             "num_steps": 3000,
             # Model to finetune: a workdir, a directory in Hugging Face format or a hub id; empty: none.
@@ -169,6 +175,18 @@ def gist_token_counts(config: ConfigDict) -> tuple[int, ...]:
     return tuple(sorted(set(config.gist_token_choices))) or (config.num_gist_tokens,)
 
 
+def mask_config(config: ConfigDict) -> MaskConfig:
+    """How the mask and the gist tokens differ from the paper's.
+
+    Raises:
+      UserError: if they cannot be so.
+    """
+    try:
+        return MaskConfig(**config.mask.to_dict())
+    except ValueError as error:
+        raise UserError(f"config.mask.{error}") from None
+
+
 def adapter_config(config: ConfigDict) -> AdapterConfig | None:
     """The shape of the adapter that is trained; None if the whole model is."""
     options = config.adapter
@@ -258,6 +276,7 @@ def validate(config: ConfigDict, platform: str | None = None) -> None:
     if config.attention == "cudnn" and device != "gpu":
         raise UserError(f"config.attention is 'cudnn', but the device is a {device}")
     _check_gist_tokens(config)
+    mask_config(config)
     for name in reading:
         if _field(config, name) < 2 * gist_token_counts(config)[-1] + 16:
             raise UserError(

@@ -11,11 +11,12 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from gist_jax.data.rows import row_lengths
+from gist_jax.gist import AFTER
 from gist_jax.models import registry
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
 from gist_jax.sharding import batch_sharding, param_shardings, replicated, with_shardings
-from gist_jax.training.config import adapter_config
+from gist_jax.training.config import adapter_config, mask_config
 from gist_jax.training.losses import LossConfig
 from gist_jax.training.optimizer import make_optimizer, optimizer_shardings
 from gist_jax.training.step import StepConfig, TrainState, summed_loss, train_step
@@ -90,6 +91,7 @@ def make_program(
         seed=config.seed,
         adapter=adapter,
         loss=LossConfig(**config.loss.to_dict()),
+        mask=mask_config(config),
     )
     settings: dict[str, Any] = dict(
         config=model, step_config=step_config, optimizer=optimizer, accumulate=accumulate
@@ -125,7 +127,9 @@ def _batch(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a batch, see `training_batches`."""
     data = config.data
-    lengths = row_lengths(model.is_encoder_decoder, data.max_length, data.max_output_length)
+    gives_spans = mask_config(config).placement != AFTER
+    sizes = data.max_length, data.max_output_length
+    lengths = row_lengths(model.is_encoder_decoder, *sizes, gives_spans)
     return {
         name: jax.ShapeDtypeStruct(
             (data.batch_size, length),

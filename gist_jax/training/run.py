@@ -39,6 +39,7 @@ from gist_jax.training.config import (
     evaluation_lengths,
     flat_config,
     gist_token_counts,
+    mask_config,
     validate,
 )
 from gist_jax.training.pretrained import Pretrained, absolute, check_same_base, start
@@ -111,12 +112,13 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
         model = pretrained.config(tokenizer, is_base=adapter is not None)
     _check_positions(config, splits, model)
     counts = gist_token_counts(config)
-    template = PromptTemplate.of_model(model, tokenizer, counts[-1], config.data.template)
+    mask, kind = mask_config(config), config.data.template
+    template = PromptTemplate.of_model(model, tokenizer, counts[-1], kind, mask.placement)
     _check_room(config, template)
     examples = _training_examples(config, splits["train"], template, data.fingerprint)
     program = make_program(config, model, tokenizer.gist_id, mesh, template.space_before_gists)
     init, frozen = start(config, program, model, tokenizer, pretrained)
-    described = Description(model, config.condition, counts[-1], template.name)
+    described = Description(model, config.condition, counts[-1], template.name, mask=mask)
     if len(counts) > 1:
         described = described._replace(gist_token_choices=counts)
     if adapter is not None and pretrained is not None and frozen is not None:

@@ -43,6 +43,7 @@ class StepConfig(NamedTuple):
     seed: int = 0  # of dropout
     adapter: AdapterConfig | None = None  # trained in place of the model
     loss: LossConfig = LossConfig()
+    mask: gist.MaskConfig = gist.PAPER_MASK
 
 
 def logits(
@@ -57,9 +58,9 @@ def logits(
 
     Args:
       params: of the model, with stacked layers.
-      batch: tokens and segment, int `[B, T]`. Where the outputs are a sequence of their own,
-        decoder_tokens and decoder_segment, int `[B, S]`, are what their decoder reads; otherwise S is
-        T. Optionally dropout_keys, random keys `[B]`.
+      batch: tokens and segment, int `[B, T]`, and span, if it is given. Where the outputs are a
+        sequence of their own, decoder_tokens and decoder_segment, int `[B, S]`, are what their decoder
+        reads; otherwise S is T. Optionally dropout_keys, random keys `[B]`.
       has_holes: whether padding may stand inside of a segment.
     """
     dtype = jnp.dtype(step_config.dtype)
@@ -70,11 +71,13 @@ def logits(
         slots = jnp.arange(layout.segment.shape[1])[None]
         as_slots = config.relative_positions and not has_holes
         positions = slots if as_slots else gist.positions_of(layout.segment)
-        settings: dict[str, Any] = dict(condition=step_config.condition, dtype=dtype, **options)
-        return make_tokens(batch[name], layout, positions, **settings)
+        options |= dict(condition=step_config.condition, gist_token=step_config.gist_token)
+        return make_tokens(batch[name], layout, positions, dtype=dtype, **options)
 
-    layout = gist.layout_of(batch["tokens"], step_config.gist_token, batch["segment"])
-    sequences = [tokens("tokens", layout, bidirectional=config.is_encoder_decoder)]
+    mask, where = step_config.mask, (batch["tokens"], step_config.gist_token, batch["segment"])
+    layout = gist.layout_of(*where, batch.get("span"), mask.extra)
+    order = dict(bidirectional=config.is_encoder_decoder, causal_gists=mask.causal_gists)
+    sequences = [tokens("tokens", layout, **order)]
     if config.is_encoder_decoder:
         decoder_layout = gist.following(layout, batch["decoder_segment"])
         sequences.append(tokens("decoder_tokens", decoder_layout, before=layout))
@@ -100,7 +103,8 @@ def teacher_logits(
     tokens, segment = gist.without_gists(batch["tokens"], layout, step_config.space_token)
     names = batch.keys() - {"dropout_keys"}
     read = {**{name: batch[name] for name in names}, "tokens": tokens, "segment": segment}
-    return logits(params, config, step_config._replace(condition="pos_control"), read, has_holes=True)
+    unmasked = step_config._replace(condition="pos_control", mask=gist.PAPER_MASK)
+    return logits(params, config, unmasked, read, has_holes=True)
 
 
 def summed_loss(

@@ -2,10 +2,12 @@
 
 PYTHONPATH=tests/helpers python tests/examples/make_examples.py
 
-They are of format 1 of workdirs and of exports, 2 of adapters, and 3 of gist caches. A new format gets
-examples of its own; these stay as they are.
+They are of format 1 of workdirs and of exports, 2 of adapters, and 3 of gist caches; with masks other
+than the paper's, of format 2 of exports and 3 of adapters. A new format gets examples of its own; these
+stay as they are.
 """
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -15,12 +17,17 @@ import jax
 import quick
 
 import gist_jax
+from gist_jax.gist import MaskConfig
 from gist_jax.inference.load import export_adapter
 from gist_jax.training.loop import train
 from gist_jax.training.run import prepare
-from gist_jax.workdir import METRICS, MODEL
+from gist_jax.workdir import METRICS, MODEL, read_model, write_model
 
 HERE = pathlib.Path(__file__).parent
+MASKS = {
+    "llama": MaskConfig(extra=1, placement="spread"),
+    "t5": MaskConfig(extra=2, causal_gists=True, placement="before"),
+}
 INSTRUCTIONS = ["Say the last word two times.", "Name the animal in the input, and nothing else."]
 
 
@@ -49,6 +56,7 @@ def main() -> None:
         lm.compress(INSTRUCTIONS).save(folder / "two.gist.safetensors")
         lm.export(folder / "export")
         make_adapter(family)
+        make_masked(family)
 
 
 def make_adapter(model_family: str) -> None:
@@ -63,6 +71,16 @@ def make_adapter(model_family: str) -> None:
     described = json.loads((folder / "adapter" / MODEL).read_text())
     described["adapter"]["base"] = "workdir"  # not where it was made
     (folder / "adapter" / MODEL).write_text(json.dumps(described, indent=2) + "\n")
+
+
+def make_masked(model_family: str) -> None:
+    """Writes the same export and the same adapter once more, with other masks."""
+    folder, mask = HERE / model_family, MASKS[model_family]
+    lm = gist_jax.load(folder / "workdir")
+    dataclasses.replace(lm, mask=mask).export(folder / "masked")
+    shutil.copytree(folder / "adapter", folder / "masked_adapter")
+    described = read_model(folder / "adapter")._replace(mask=mask)
+    write_model(folder / "masked_adapter", described)
 
 
 if __name__ == "__main__":
