@@ -7,23 +7,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from gist_jax.data.prompt_template import Prompt, PromptTemplate
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
 from gist_jax.gist import PAPER_MASK, MaskConfig
-from gist_jax.inference.buckets import bucket, padded_rows, padded_spans
+from gist_jax.inference.batch import encoded_inputs, generate_ids
 from gist_jax.inference.checks import as_texts, check_cache, check_positions, one_each
 from gist_jax.inference.compress import compressed
 from gist_jax.inference.continuous import Programs, Row
-from gist_jax.inference.decode import generate
 from gist_jax.inference.fingerprint import adapter_fingerprint, base_fingerprint
 from gist_jax.inference.gist_cache import GistCache, Origin
-from gist_jax.inference.prefill import encode_after
+from gist_jax.inference.parameters import adapter_for_inference, for_inference
 from gist_jax.inference.rebase import prefix_of, rebased
 from gist_jax.inference.requests import (
     Request,
@@ -38,15 +35,7 @@ from gist_jax.interop.export import export
 from gist_jax.interop.prefix import Prefix
 from gist_jax.models.adapter import Adapter
 from gist_jax.models.config import ModelConfig
-from gist_jax.models.registry import logical_axes
-from gist_jax.models.stack import Params, transposed, unstacked
-from gist_jax.sharding import named_sharding, num_shards, param_shardings
-
-
-def _for_inference(params: Params, dtype: str, transposes: bool) -> Params:
-    # Of the module, so that every evaluation of a run finds it compiled.
-    params = jax.tree.map(lambda x: x.astype(dtype), unstacked(params))
-    return transposed(params) if transposes else params
+from gist_jax.models.stack import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,23 +77,14 @@ class LanguageModel:
         Args:
           mesh: of the devices that share the rows of a batch; parameters are split as in training.
         """
-        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        make = functools.partial(_for_inference, dtype=dtype, transposes=platform == "cpu")
-        shardings = None
-        if mesh is not None:
-            axes = logical_axes(config, stacked=False, transposed=platform == "cpu")
-            shardings = param_shardings(mesh, axes, jax.eval_shape(make, params))
-        cast = jax.jit(_for_inference, static_argnames=("dtype", "transposes"), out_shardings=shardings)
-        params = cast(params, **make.keywords)
+        params = for_inference(params, dtype, config, mesh)
         settings = config, params, tokenizer, num_gist_tokens, condition, template, mesh
         model = cls(*settings, gist_token_choices, mask=mask)
         return model if adapter is None else model.with_adapter(adapter)
 
     def with_adapter(self, adapter: Adapter) -> "LanguageModel":
         """The same model with an adapter, whose layers are stacked, at its gist tokens."""
-        cast = jax.jit(_for_inference, static_argnames=("dtype", "transposes"))
-        params = cast(adapter.params, dtype=self.dtype, transposes=False)
-        unrolled = dataclasses.replace(adapter, params=params)
+        unrolled = dataclasses.replace(adapter, params=adapter_for_inference(adapter.params, self.dtype))
         return dataclasses.replace(self, adapter=unrolled)
 
     def with_gist_tokens(self, count: int) -> "LanguageModel":
@@ -219,20 +199,7 @@ class LanguageModel:
         Raises:
           UserError: if there is no encoder, or the caches do not fit the inputs or the model.
         """
-        if not self.config.is_encoder_decoder:
-            raise UserError("this model has no encoder: its gist caches are prefixes, see prefix")
-        rows = [self.template.input_ids(text) for text in as_texts("input", inputs)]
-        check_cache(gists, self.origin, self.config, len(rows))
-        gists = gists.bare(self.dtype)
-        gists = gists[np.arange(len(rows)) % len(gists)]
-        tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
-        tokens, segment = tokens[: len(rows)], segment[: len(rows)]
-        settings: dict[str, Any] = dict(config=self.config, gist_token=self.tokenizer.gist_id)
-        read, states = gists.memory.states, encode_after(self.params, tokens, segment, gists, **settings)
-        assert read is not None  # as `check_cache` has seen
-        joined = jnp.concatenate([read, states], axis=1)
-        mask = np.concatenate([np.asarray(gists.layout.segment), segment], axis=1)
-        return np.array(joined.astype(jnp.float32)), mask.astype(np.int32)  # PyTorch wants its own
+        return encoded_inputs(self, gists, as_texts("input", inputs))
 
     def generate(
         self,
@@ -350,39 +317,7 @@ class LanguageModel:
           ValueError: if there are more tokens than the model has positions.
         """
         self.check_lengths(rows, gists, max_new_tokens)
-        tokens: np.ndarray | jax.Array
-        segment: np.ndarray | jax.Array
-        tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
-        spans_given = self.template.gives_spans and gists is None
-        span: np.ndarray | jax.Array | None = padded_spans(rows, tokens.shape) if spans_given else None
-        if self.mesh is not None:
-            placed = functools.partial(_on_mesh, self.mesh)
-            tokens, segment, span = jax.tree.map(placed, (tokens, segment, span))
-        if gists is not None:
-            gists = gists.bare(self.dtype)
-            if 1 < len(gists) != len(tokens):  # rows of padding need a cache too: any will do
-                gists = gists[np.arange(len(tokens)) % len(gists)]
-        output = generate(
-            self.params,
-            tokens,
-            segment,
-            gists,
-            np.int32(max_new_tokens),
-            np.int32(self.tokenizer.eos_id),
-            np.uint32(seed % 2**32),
-            sampling,
-            config=self.config,
-            condition=self.condition,
-            gist_token=self.tokenizer.gist_id,
-            max_new=bucket(max_new_tokens, smallest=16),
-            # Texts without gist tokens run the programs of the base.
-            adapter=self.adapter if any(self.tokenizer.gist_id in row for row in rows) else None,
-            mask=self.mask,
-            span=span,
-        )
-        if not output.is_fully_addressable:  # other processes have some of the rows
-            output = multihost_utils.process_allgather(output, tiled=True)
-        return np.asarray(output)[: len(rows), :max_new_tokens]
+        return generate_ids(self, rows, gists, max_new_tokens, sampling, seed)
 
     def check_lengths(
         self, rows: Sequence[Sequence[int]], gists: GistCache | None, max_new_tokens: int
@@ -410,9 +345,3 @@ class LanguageModel:
             raise UserError(
                 "this model has no gist token: train it with gist_jax.train before compressing with it"
             )
-
-
-def _on_mesh(mesh: Mesh, x: np.ndarray) -> jax.Array:
-    """Rows split over the mesh, after rows of zeros that make them divide evenly."""
-    x = np.pad(x, ((0, -len(x) % num_shards(mesh, "batch")), (0, 0)))
-    return jax.device_put(x, named_sharding(mesh, ("batch", "length"), x.shape))
