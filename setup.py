@@ -16,6 +16,7 @@ setup(
         "gist_jax": ["py.typed"],
         "gist_jax.data.instructions": ["*.json"],
         "gist_jax.data.suite": ["*.json"],
+        "gist_jax.evaluation": ["*.css", "*.js"],
     },
     python_requires=">=3.11,<3.14",
     install_requires=[
@@ -47,6 +48,7 @@ setup(
         "cuda": ["jax[cuda13]"],  # the newer
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
+        "judge": ["openai>=3,<4"],  # the client of `gist_jax.judge`
         # to hand prefixes to MLX-LM, which has a package for CPUs too
         "mlx": ["mlx-lm>=0.32,<1", 'mlx[cpu]>=0.32,<1; sys_platform == "linux"'],
         "torch": ["torch>=2.6,<3"],  # to hand prefixes to transformers, and for tests against PyTorch
@@ -56,6 +58,7 @@ setup(
             "hypothesis>=6.130,<7",
             "import-linter>=2.16,<3",
             "mypy>=2.4,<3",
+            "openai>=3,<4",
             "psutil>=6,<8",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",

@@ -16,18 +16,21 @@ if TYPE_CHECKING:
     from gist_jax.inference.language_model import LanguageModel
     from gist_jax.inference.library import GistLibrary
     from gist_jax.inference.load import load
+    from gist_jax.inference.requests import Request, Result
 
 # Both must happen before JAX is loaded. XLA's own lines say nothing to a user.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 malloc.set_up()
 
-__all__ = ["GistCache", "GistLibrary", "LanguageModel", "load"]
+__all__ = ["GistCache", "GistLibrary", "LanguageModel", "Request", "Result", "load"]
 __version__ = "0.1.0"
 
 _MODULES = {
     "GistCache": "gist_cache",
     "GistLibrary": "library",
     "LanguageModel": "language_model",
+    "Request": "requests",
+    "Result": "requests",
     "load": "load",
 }
 

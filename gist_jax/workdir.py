@@ -6,7 +6,7 @@ data.json        a hash of the data
 tokenizer/       see gist_jax.data.tokenization
 checkpoints/     Orbax, one directory a step
 metrics.jsonl    losses and evaluations by step
-predictions/     what the model wrote in evaluations, a CSV file each
+predictions/     what the model wrote, a CSV file each: STEP-SPLIT.csv in evaluations of the run
 
 Of an adapter's run the checkpoints hold the adapter alone; model.json says where its base is. An adapter
 that is taken out of its run is a directory of its own:
@@ -19,6 +19,7 @@ adapter.safetensors     its parameters, named by their paths, with stacked layer
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ CONFIG = "config.json"
 DATA = "data.json"
 METRICS = "metrics.jsonl"
 MODEL = "model.json"
+PREDICTIONS = "predictions"
 ADAPTER = "adapter.safetensors"
 TOKENIZER = "tokenizer"
 
@@ -145,9 +147,29 @@ def best_step(evaluations: Mapping[int, Mapping[str, float] | None], metric: str
 
 def best_evaluation(workdir: Path, metric: str) -> dict[str, float]:
     """The metrics of a run's best evaluation, "split/metric" in percent; empty if there was none."""
-    lines = {line["step"]: line for line in read_metrics(workdir) if metric in line}
+    lines = _evaluations(workdir, metric)
     step = best_step(lines, metric)
     return {} if step is None else {name: x for name, x in lines[step].items() if "/" in name}
+
+
+def _evaluations(workdir: Path, metric: str) -> dict[int, dict[str, float]]:
+    return {line["step"]: line for line in read_metrics(workdir) if metric in line}
+
+
+def best_predictions(workdir: Path) -> dict[str, pathlib.Path]:
+    """The CSV files of a run's best evaluation by split, and those without a step in their names.
+
+    The latter are what `gist_jax.evaluate` writes there of other data, such as predictions/suite.csv.
+    """
+    workdir = pathlib.Path(workdir)
+    metric = read_json(workdir / CONFIG).get("checkpoint", {}).get("metric", "")
+    step = best_step(_evaluations(workdir, metric), metric) if (workdir / METRICS).exists() else None
+    found = {}
+    for file in sorted((workdir / PREDICTIONS).glob("[!.]*.csv")):
+        of_step = re.fullmatch(r"(\d+)-(.+)", file.stem)
+        if of_step is None or int(of_step[1]) == step:
+            found[of_step[2] if of_step else file.stem] = file
+    return found
 
 
 def write_params(workdir: pathlib.Path, params: Params) -> None:

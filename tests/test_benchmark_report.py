@@ -1,9 +1,9 @@
 """Figures and the page of a benchmark's rows."""
 
-import html.parser
 import io
 
 import pytest
+from html_pages import Page
 
 from gist_jax.benchmark.figures import COLOURS, figures
 from gist_jax.benchmark.report import write_page
@@ -91,30 +91,6 @@ def test_missing_values_leave_gaps():
     assert "never" in made["break_even"].get_suptitle()
     assert "never" not in figures(rows())["break_even"].get_suptitle()
     drawn(figures([dict.fromkeys(x, None) | {k: x[k] for k in list(x)[:6]} for x in table]))
-
-
-class Page(html.parser.HTMLParser):
-    """Notes tags and text; fails at an end of another tag than was last opened."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.images, self.text = [], [], [], ""
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        if tag == "img":
-            self.images.append(dict(attributes)["src"])
-        elif tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 @pytest.mark.parametrize("measured", [True, False])

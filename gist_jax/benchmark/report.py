@@ -1,7 +1,5 @@
 """Results of the benchmark: a table in the terminal, and files, among them a page for people."""
 
-import base64
-import io
 import itertools
 import os
 import platform
@@ -14,22 +12,13 @@ from pathlib import Path
 import jax
 from matplotlib.figure import Figure
 
+from gist_jax import html_page
 from gist_jax.benchmark.figures import figures
 from gist_jax.benchmark.rows import WORKLOAD, Form, Row, columns
+from gist_jax.html_page import facts, image, table
 from gist_jax.io import atomic_write, format_table, write_csv, write_json
 
 _TITLE = "What gisting saves"
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }
-img { background: white; border-radius: 6px; display: block; margin: 1.5rem 0; max-width: 100%; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
-th, td { padding: .2rem .7rem; text-align: right; vertical-align: bottom; white-space: nowrap; }
-th { white-space: normal; }
-tbody { border-top: 1px solid #8886; }
-small { opacity: .7; }
-"""
 # Columns that fit into a terminal, with short titles.
 _SHOWN = {
     **{name: name for name in ("instruction", "input", "output", "batch")},
@@ -97,40 +86,18 @@ def write_page(
       figures: by name.
       environment: what the numbers hold for, such as versions, the device and the command.
     """
-    parts = [
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_TITLE}</title>',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{_TITLE}</h1>\n<ul>",
-        *(f"<li>{escape(name)}: <b>{escape(value)}</b></li>" for name, value in environment.items()),
-        "</ul>",
-        *(_image(name, figure) for name, figure in figures.items()),
-        _table(rows),
-        "</body>\n</html>\n",
-    ]
-    with atomic_write(path) as tmp:
-        tmp.write_text("\n".join(parts), encoding="utf-8")
-
-
-def _image(name: str, figure: Figure) -> str:
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=150)
-    data = base64.b64encode(png.getvalue()).decode()
-    return f'<img alt="{escape(name.replace("_", " "))}" src="data:image/png;base64,{data}">'
+    images = (image(name, figure) for name, figure in figures.items())
+    html_page.write_page(path, _TITLE, [facts(environment), *images, _table(rows)])
 
 
 def _table(rows: list[Row]) -> str:
     """Formats a body for each workload; columns that no row has a value for are left out."""
     shown = columns(rows)
-    titles = _line("th", [escape(title) for title, _ in shown.values()])
-    lines = [f'<div class="wide">\n<table>\n<thead>{titles}</thead>']
-    for _, of_workload in itertools.groupby(rows, lambda row: [row[name] for name in WORKLOAD]):
-        cells = [[_cell(row, name, form) for name, (_, form) in shown.items()] for row in of_workload]
-        lines += ["<tbody>", *(_line("td", x) for x in cells), "</tbody>"]
-    return "\n".join([*lines, "</table>\n</div>"])
-
-
-def _line(tag: str, cells: list[str]) -> str:
-    return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in cells)}</tr>"
+    bodies = [
+        [[_cell(row, name, form) for name, (_, form) in shown.items()] for row in of_workload]
+        for _, of_workload in itertools.groupby(rows, lambda row: [row[name] for name in WORKLOAD])
+    ]
+    return table([escape(title) for title, _ in shown.values()], bodies)
 
 
 def _cell(row: Row, column: str, form: Form) -> str:

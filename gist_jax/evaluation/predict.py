@@ -22,6 +22,7 @@ from gist_jax.training.config import (
 from gist_jax.training.distributed import is_first
 from gist_jax.training.loop import Evaluate
 from gist_jax.training.run import Run
+from gist_jax.workdir import PREDICTIONS
 
 
 def predict(
@@ -126,7 +127,7 @@ def evaluator(run: Run) -> Evaluate:
                     description=name,
                 )
                 if is_first():
-                    write_csv(run.workdir / "predictions" / f"{step}-{name}.csv", records)
+                    write_csv(run.workdir / PREDICTIONS / f"{step}-{name}.csv", records)
                 values = score(records)
                 metrics |= {f"{name}/{metric}": value for metric, value in values.items()}
         return metrics

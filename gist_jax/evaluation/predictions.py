@@ -4,12 +4,14 @@ A record has the texts of FIELDS. Those that we generate hold MORE. The publishe
 x, y_pred and y_true, where x is a whole prompt with its gist tokens; they are read into the same fields.
 """
 
+import pathlib
 import re
 from collections import Counter
 from collections.abc import Sequence
 
 from gist_jax.errors import UserError, shortened
 from gist_jax.io import Path, read_csv
+from gist_jax.workdir import MODEL, PREDICTIONS, best_predictions
 
 FIELDS = ("instruction", "input", "reference", "prediction")
 # The number of gist tokens; tokens of the instruction without them, of the whole prompt with them, and
@@ -21,6 +23,39 @@ Record = dict[str, str]
 
 _GISTS = re.compile(r"\s*<GIST>(?:\s*<GIST>)*\s*")
 _OUTPUT = re.compile(r"(?:^|\n)Output:")
+_SPLIT = re.compile(r"validation_[a-z0-9]+")
+
+
+def read_splits(path: Path) -> dict[str, list[Record]]:
+    """The predictions of a run by split: of a CSV, or all that a workdir has of its best checkpoint.
+
+    Raises:
+      UserError: if there are none, or one cannot be read.
+    """
+    path = pathlib.Path(path)
+    if not (path / MODEL).exists():
+        return {split_name(path): read_predictions(path)}
+    found = best_predictions(path)
+    if not found:
+        raise UserError(f"{path} has no predictions yet")
+    return {split: read_predictions(file) for split, file in found.items()}
+
+
+def split_name(path: Path) -> str:
+    """The split that a file's name says, as "validation_human"; the whole name if it says none."""
+    stem = pathlib.Path(path).stem
+    found = _SPLIT.search(stem)
+    return found[0] if found else stem
+
+
+def run_name(path: Path) -> str:
+    """What a run is called: its workdir, or the folder of a CSV that is named by its split alone."""
+    path = pathlib.Path(path)
+    if path.suffix != ".csv":
+        return path.name
+    if path.parent.name == PREDICTIONS:
+        return path.parent.parent.name
+    return path.parent.name if _SPLIT.search(path.stem) and path.parent.name else path.stem
 
 
 def read_predictions(path: Path) -> list[Record]:
@@ -86,8 +121,8 @@ def pair(ours: Sequence[Record], theirs: Sequence[Record], names: Sequence[str])
     for name, records in zip(names, (ours, theirs), strict=True):
         if len(records) > 1 and not any(r["instruction"] or r["input"] for r in records):
             raise UserError(f"{name} has no column instruction or input by which its rows could pair")
-    rows = {key: i for i, key in enumerate(_keys(theirs))}
-    paired = [rows.pop(key, None) for key in _keys(ours)]
+    rows = {key: i for i, key in enumerate(keys(theirs))}
+    paired = [rows.pop(key, None) for key in keys(ours)]
     left = list(rows.values())
     for i, record in enumerate(ours):
         cut = [j for j in left if paired[i] is None and _differ_by_a_cut(record, theirs[j])]
@@ -109,7 +144,7 @@ def _without_partner(name: str, records: Sequence[Record], rows: Sequence[int]) 
     return f"no partner for row {', '.join(named)} of {name}" if rows else ""
 
 
-def _keys(records: Sequence[Record]) -> list[tuple[str, str, int]]:
+def keys(records: Sequence[Record]) -> list[tuple[str, str, int]]:
     """Each record's instruction and input, and how many before it have the same."""
     seen: Counter[tuple[str, str]] = Counter()
     keys = []

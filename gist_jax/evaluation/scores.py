@@ -49,10 +49,10 @@ def table(ours: Scored, against: Scored | None = None, controls: Sequence[Scored
       Columns "metric", "value", "against", "difference" and "recovery" as far as they are asked for;
       those with an interval have columns "value_low", "value_high" and so on besides.
     """
-    mine = _columns(ours)
+    mine = columns(ours)
     names = list(mine)
     if against is not None:
-        theirs = _columns(against)
+        theirs = columns(against)
         names = [name for name in names if name in theirs]
         differences = means(np.stack([mine[name] - theirs[name] for name in names], axis=1))
     rows = []
@@ -69,19 +69,19 @@ def table(ours: Scored, against: Scored | None = None, controls: Sequence[Scored
     return rows
 
 
-def _columns(of: Scored) -> dict[str, np.ndarray]:
+def columns(of: Scored) -> dict[str, np.ndarray]:
     """What there is a mean of, float64 `[N]` each: metrics, lengths, and how outputs ended."""
     records = of.records
-    columns = dict(zip(ALL_METRICS, of.values.T, strict=True))
+    found = dict(zip(ALL_METRICS, of.values.T, strict=True))
     for name, field in {"words": "prediction", "reference_words": "reference"}.items():
-        columns[name] = np.array([len(record[field].split()) for record in records], float)
+        found[name] = np.array([len(record[field].split()) for record in records], float)
     for name in ("k", "instruction_tokens", "prompt_tokens", "output_tokens"):
         if all(record.get(name, "").isdecimal() for record in records):
-            columns[name] = np.array([int(record[name]) for record in records], float)
+            found[name] = np.array([int(record[name]) for record in records], float)
     if all(record.get("reason") for record in records):
         cut = [100.0 * (record["reason"] == "length") for record in records]
-        columns["cut_percent"] = np.array(cut)
-    return columns
+        found["cut_percent"] = np.array(cut)
+    return found
 
 
 def flat(name: str, x: Estimate) -> Row:
