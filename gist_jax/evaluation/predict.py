@@ -33,17 +33,26 @@ def predict(
     max_new_tokens: int,
     max_input_length: int,
     description: str = "evaluating",
+    between: Callable[[], None] = lambda: None,
 ) -> list[dict[str, str]]:
     """Greedy outputs from the whole prompts, under the mask the model was trained with.
 
     Prompts are batched by length, so that little is padded; records keep the order of the examples.
     A prompt longer than `max_input_length` is cut, see `PromptTemplate.prompt_ids`.
+
+    Args:
+      between: called after every batch; what it raises ends the work.
     """
     prompts = prompts_of(model, examples, max_input_length)
     with tqdm(
         total=len(prompts), desc=description, unit="example", leave=False, disable=not is_first()
     ) as bar:
-        ids = complete(model, prompts, batch_size, max_new_tokens, tick=bar.update)
+
+        def tick(count: int) -> None:
+            bar.update(count)
+            between()
+
+        ids = complete(model, prompts, batch_size, max_new_tokens, tick=tick)
     return [
         dict(zip(FIELDS, (e["instruction"], e["input"], e["output"], text), strict=True))
         for e, text in zip(examples, map(model.tokenizer.decode, ids), strict=True)
@@ -117,7 +126,7 @@ def evaluator(run: Run) -> Evaluate:
     shapes = jax.eval_shape(unstacked, of_base)
     shardings = param_shardings(mesh, registry.logical_axes(run.model, stacked=False), shapes)
 
-    def evaluate(params: Params, step: int) -> dict[str, float]:
+    def evaluate(params: Params, step: int, between: Callable[[], None]) -> dict[str, float]:
         model = LanguageModel.from_params(
             params if base is None else base,
             run.model,
@@ -141,6 +150,7 @@ def evaluator(run: Run) -> Evaluate:
                     batch_size=options.batch_size,
                     **evaluation_lengths(options, split),
                     description=name,
+                    between=between,
                 )
                 if is_first():
                     write_csv(run.workdir / "predictions" / f"{step}-{name}.csv", records)
