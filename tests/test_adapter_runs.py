@@ -123,7 +123,7 @@ def test_an_adapter_resumes(model_family, base, adapted, tmp_path):
     """Stopped, and resumed by another process, it comes to the same losses."""
     config = config_of(model_family, **adapter_settings(base))
 
-    def stop(params, step):
+    def stop(params, step, check):
         if step == 4:
             raise KeyboardInterrupt
         return {}

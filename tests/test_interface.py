@@ -37,7 +37,7 @@ def test_lengths_of_a_split(workdir, monkeypatch, capsys):
     """The config asks for three new tokens at most in the human split, in a run and at the command."""
     asked = {}
 
-    def predicted(model, examples, *, description, **lengths):
+    def predicted(model, examples, *, description, between=None, **lengths):
         asked[description] = lengths["max_new_tokens"]
         return [{"instruction": "a", "input": "b", "reference": "c", "prediction": "c"}]
 
@@ -45,7 +45,7 @@ def test_lengths_of_a_split(workdir, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "predict", predicted)
     config = quick.get_config("t5")
     run = prepare(config, workdir.parent / "lengths")
-    predict.evaluator(run)(run.init(), 1)
+    predict.evaluator(run)(run.init(), 1, lambda: None)
     assert asked == {"validation_seen": 8, "validation_unseen": 8, "validation_human": 3}
     asked.clear()
     command(evaluate, monkeypatch, capsys, f"--model={workdir}", "--split=validation_human")

@@ -84,6 +84,25 @@ def test_dropout_depends_on_seed_and_step():
     assert len(set(losses)) == 3
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_every_row_has_dropout_of_its_own(accumulate):
+    """The same row everywhere: which of them the loss is of would not matter if they shared a key."""
+    program = program_of(
+        "t5", dropout=0.2, optimizer__learning_rate=1e-30, optimizer__accumulate=accumulate
+    )
+    batch = {name: np.repeat(x[:1], 16, 0) for name, x in random_batch(MODELS["t5"]).items()}
+    losses = []
+    with jax.set_mesh(program.mesh):
+        step = compiled_step(program)
+        for row in (0, 1, 8, 15):
+            state = program.create(jax.device_put(start("t5"), program.param_shardings))
+            of_one = {**batch, "weights": batch["weights"] * (np.arange(16) == row)[:, None]}
+            of_one["weights"] = of_one["weights"].astype(np.float32)
+            _, metrics = step(state, jax.device_put(of_one, program.batch_sharding), None)
+            losses.append(float(metrics["loss"]))
+    assert len(set(losses)) == 4
+
+
 def part(x: jax.ShapeDtypeStruct) -> tuple[int, ...]:
     """The shape of what one device holds."""
     return x.sharding.shard_shape(x.shape)

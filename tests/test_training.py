@@ -100,7 +100,7 @@ def test_a_stopped_run_resumes_with_the_same_losses(model_family, tmp_path_facto
     config = quick.get_config(model_family)
     config.evaluation.every = 5
 
-    def stop(params, step):
+    def stop(params, step, check):
         if step == 5 and not stopped:
             stopped.append(step)
             raise InterruptedError
@@ -124,7 +124,9 @@ def test_the_best_and_the_last_checkpoints_are_kept(tmp_path):
     config = quick.get_config()
     config.evaluation.every = 2
     values = {2: 9.0, 4: 1.0, 6: 3.0, 8: 2.0}
-    loop.train(prepare(config, tmp_path), lambda _, step: {config.checkpoint.metric: values[step]})
+    loop.train(
+        prepare(config, tmp_path), lambda _, step, check: {config.checkpoint.metric: values[step]}
+    )
     kept = sorted(int(path.name) for path in (tmp_path / CHECKPOINTS).iterdir())
     assert kept == [2, 6, 8]
     assert read_params(tmp_path)[1] == 2
@@ -179,7 +181,7 @@ def test_a_run_of_files_resumes_without_the_cache_and_not_with_other_data(tmp_pa
     config.data.update(source=str(data), tokenizer="bpe:300", buckets=(24, 32))
     config.checkpoint.metric = "none"
 
-    def stop(params, step):
+    def stop(params, step, check):
         raise InterruptedError
 
     config.evaluation.every = 5
@@ -201,7 +203,7 @@ def test_a_run_resumes_with_another_mesh(undisturbed, tmp_path):
     config = quick.get_config()
     config.checkpoint.every = 4
 
-    def stop(params, step):
+    def stop(params, step, check):
         if config.mesh.fsdp == 1:
             raise InterruptedError
         return {}
@@ -229,7 +231,7 @@ def test_a_run_resumes_from_what_can_be_read(undisturbed, tmp_path):
     config.evaluation.every = 2
 
     def train():  # evaluated at step 2, and best there
-        def evaluate(_, step):
+        def evaluate(_, step, check):
             return {config.checkpoint.metric: float(-step)}
 
         loop.train(prepare(config, tmp_path), evaluate)

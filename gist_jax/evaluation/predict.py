@@ -33,11 +33,15 @@ def predict(
     max_new_tokens: int,
     max_input_length: int,
     description: str = "evaluating",
+    between: Callable[[], None] = lambda: None,
 ) -> list[Record]:
     """Greedy outputs from the whole prompts, under the mask the model was trained with.
 
     Records keep the order of the examples. A prompt longer than `max_input_length` is cut, see
     `PromptTemplate.prompt_ids`.
+
+    Args:
+      between: called whenever an output is done; what it raises ends the work.
 
     Returns:
       Records with FIELDS and MORE, see `gist_jax.evaluation.predictions`.
@@ -47,7 +51,12 @@ def predict(
     with tqdm(
         total=len(prompts), desc=description, unit="example", leave=False, disable=not is_first()
     ) as bar:
-        complete(model, rows, batch_size, tick=bar.update)
+
+        def tick() -> None:
+            bar.update()
+            between()
+
+        complete(model, rows, batch_size, tick=tick)
     return [_record(model, example, row) for example, row in zip(examples, rows, strict=True)]
 
 
@@ -74,18 +83,18 @@ def prompts_of(
 
 
 def complete(
-    model: LanguageModel, rows: Sequence[Row], batch_size: int, *, tick: Callable[[int], object]
+    model: LanguageModel, rows: Sequence[Row], batch_size: int, *, tick: Callable[[], object]
 ) -> None:
     """Writes the outputs of rows, `batch_size` at a time.
 
     Args:
-      tick: called with 1 whenever a row is done.
+      tick: called whenever a row is done.
     """
     # The longest first: then there is room for all others, and what comes together is padded little.
     order = sorted(rows, key=lambda row: len(row.ids), reverse=True)
     for row in write_rows(model.programs, order, batch_size):
         if row.reason:
-            tick(1)
+            tick()
 
 
 def evaluator(run: Run) -> Evaluate:
@@ -101,7 +110,7 @@ def evaluator(run: Run) -> Evaluate:
     adapter = adapter_config(run.config)
     base = None if adapter is None else run.frozen
 
-    def evaluate(params: Params, step: int) -> dict[str, float]:
+    def evaluate(params: Params, step: int, between: Callable[[], None]) -> dict[str, float]:
         model = LanguageModel.from_params(
             params if base is None else base,
             run.model,
@@ -125,6 +134,7 @@ def evaluator(run: Run) -> Evaluate:
                     batch_size=options.batch_size,
                     **evaluation_lengths(options, split),
                     description=name,
+                    between=between,
                 )
                 if is_first():
                     write_csv(run.workdir / PREDICTIONS / f"{step}-{name}.csv", records)

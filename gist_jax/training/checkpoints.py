@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
@@ -28,6 +28,14 @@ class _BestAndLastTwo(ocp.training.preservation_policies.PreservationPolicy):
         best = best_step({c.step: c.metrics for c in checkpoints}, self.metric)
         last = [c.step for c in checkpoints[-2:]]
         return [c.step in (best, *last) for c in checkpoints]
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds."""
+
+    state: TrainState
+    data: Any  # JSON-able state of the input pipeline
+    unevaluated: bool  # whether its evaluation was due, but cut off
 
 
 class Checkpoints:
@@ -79,12 +87,22 @@ class Checkpoints:
                 f"cannot save a checkpoint in {self._directory} (those before are kept): {reason}"
             ) from error
 
-    def save(self, state: TrainState, data: Any, metrics: dict[str, float] | None) -> None:
+    def save(
+        self,
+        state: TrainState,
+        data: Any,
+        metrics: dict[str, float] | None = None,
+        *,
+        unevaluated: bool = False,
+        again: bool = False,
+    ) -> None:
         """Starts saving in the background; returns once the arrays may change again.
 
         Args:
           data: JSON-able state of the input pipeline.
           metrics: of an evaluation of this very state, if there was one.
+          unevaluated: whether there should have been one.
+          again: in place of what was saved of that step.
 
         Raises:
           UserError: if this save or the one before it failed, for example because the disk is full.
@@ -96,11 +114,15 @@ class Checkpoints:
         }
         with self._save_errors():
             self._orbax.save_checkpointables_async(
-                int(state.step), parts, metrics=metrics, custom_metadata={"data": data}
+                int(state.step),
+                parts,
+                overwrite=again,
+                metrics=metrics,
+                custom_metadata={"data": data, "unevaluated": unevaluated},
             )
 
-    def restore(self, like: TrainState) -> tuple[TrainState, Any] | None:
-        """The last state that can be read and its `data`, or None if nothing was saved.
+    def restore(self, like: TrainState) -> Restored | None:
+        """The last checkpoint that can be read, or None if nothing was saved.
 
         Checkpoints after it, which cannot be read, are moved out of the way with a warning.
 
@@ -128,17 +150,18 @@ class Checkpoints:
             raise UserError(f"no checkpoint in {self._directory} can be read: {reason}")
         return None
 
-    def _load(self, step: int, like: TrainState) -> tuple[TrainState, Any]:
+    def _load(self, step: int, like: TrainState) -> Restored:
         """Every process alone: one that fails must not leave the others waiting for it."""
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         path = self._directory / str(step)
         with ocp.Context(multiprocessing_options=alone):
-            data = ocp.checkpointables_metadata(path).custom_metadata["data"]
+            saved = ocp.checkpointables_metadata(path).custom_metadata
             optimizer = {"state": like.opt_state, "step": like.step}
             loaded = ocp.load_checkpointables(path, {"params": like.params, "optimizer": optimizer})
         state = TrainState(loaded["optimizer"]["step"], loaded["params"], loaded["optimizer"]["state"])
-        return jax.block_until_ready(state), data
+        # Runs before evaluations could be cut off say nothing of it.
+        return Restored(jax.block_until_ready(state), saved["data"], saved.get("unevaluated", False))
 
     def _put_aside(self, unreadable: dict[int, str]) -> None:
         """Moves damaged checkpoints out of the directory, so that their steps can be saved again.

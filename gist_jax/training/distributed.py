@@ -65,15 +65,20 @@ def check_same(what: str, text: str) -> None:
         raise UserError(f"the processes of this run do not have the same {what}")
 
 
+class Preempted(Exception):
+    """The run must stop, in the middle of what it does."""
+
+
 class Preemption:
     """Notices SIGTERM, so that a run can save before it stops. A context manager.
 
-    Of several processes any may get the signal: jax tells the others, and all learn of it before the
-    same step.
+    Of several processes any may get the signal: jax tells the others, and all learn of it the same time
+    that they ask.
     """
 
     def __init__(self) -> None:
         self._signalled = False
+        self._asked = 0  # times; the same in every process
         self._before: Any = None  # what handled the signal before
 
     def __enter__(self) -> "Preemption":
@@ -84,9 +89,17 @@ class Preemption:
     def _notice(self, *_: object) -> None:
         self._signalled = True
 
-    def __call__(self, step: int) -> bool:
-        """Whether the run must stop after this step; every process asks after every step."""
-        return self._signalled or multihost_utils.reached_preemption_sync_point(step)
+    def __call__(self) -> bool:
+        """Whether the run must stop; every process asks equally often."""
+        self._asked += 1
+        if multihost_utils.reached_preemption_sync_point(self._asked):
+            self._signalled = True
+        return self._signalled
+
+    def check(self) -> None:
+        """Raises Preempted if the run must stop; every process calls it equally often."""
+        if self():
+            raise Preempted
 
     def __exit__(self, *_: object) -> None:
         if self._before is not None:

@@ -15,15 +15,16 @@ from gist_jax.models.stack import Params
 from gist_jax.sharding import local_rows, place_rows
 from gist_jax.training.checkpoints import Checkpoints
 from gist_jax.training.config import gist_token_counts
-from gist_jax.training.distributed import Preemption, is_first
+from gist_jax.training.distributed import Preempted, Preemption, is_first
 from gist_jax.training.metrics import MetricsWriter, NoMetrics
 from gist_jax.training.optimizer import make_schedule
 from gist_jax.training.run import Run
 from gist_jax.training.step import SEGMENTS, TrainState
 from gist_jax.workdir import CHECKPOINTS
 
-# Trained parameters and their step -> metrics by name, such as "validation_seen/rougeL".
-Evaluate = Callable[[Params, int], dict[str, float]]
+# Trained parameters, their step, and what is called between batches and raises to cut the evaluation off
+# -> metrics by name, such as "validation_seen/rougeL".
+Evaluate = Callable[[Params, int, Callable[[], None]], dict[str, float]]
 
 
 class Diverged(UserError):
@@ -32,6 +33,8 @@ class Diverged(UserError):
 
 def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
     """Trains to the end, from the last checkpoint in the workdir if there is one.
+
+    A signal saves at once: it cuts an evaluation off, which the resumed run then begins with.
 
     Args:
       evaluate: called every `config.evaluation.every` steps and after the last.
@@ -67,8 +70,8 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
         if restored is None:
             state = program.create(run.init())
         else:
-            state, data = restored
-            batches.set_state(data)
+            state = restored.state
+            batches.set_state(restored.data)
         start = int(state.step)
         writer: MetricsWriter | NoMetrics
         if is_first():
@@ -77,6 +80,24 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
             writer = NoMetrics()
         report = _Report(writer, make_schedule(config), config.log.every, start, config.num_steps)
         with contextlib.closing(writer), contextlib.closing(report):
+
+            def evaluated(step: int) -> dict[str, float] | None:
+                """Evaluates the state and logs the metrics; None if it was cut off."""
+                assert evaluate is not None
+                try:
+                    metrics = evaluate(state.params, step, preempted.check)
+                except Preempted:
+                    return None
+                if metrics:
+                    writer.write(step, metrics)
+                return metrics
+
+            if restored is not None and restored.unevaluated and evaluate is not None:
+                found = evaluated(start)
+                if found is None:
+                    raise _stopped(start)
+                checkpoints.save(state, restored.data, found, again=True)
+                report.restart_clock()
             pending = None  # metrics of the step before, read while the device works on the next
             slots = 0
             for step in range(start + 1, config.num_steps + 1):
@@ -86,7 +107,7 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
                     report(step - 1, pending, slots)
                 pending = metrics
                 slots = sum(batch[name].size for name in SEGMENTS if name in batch)
-                stops = preempted(step) and step < config.num_steps
+                stops = preempted()
                 evaluates = evaluate is not None and _due(
                     step, config.evaluation.every, config.num_steps
                 )
@@ -96,14 +117,17 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
                     # The loss above is of before the update; what is saved must be sound after it.
                     loss = program.loss_of_microbatch(state.params, batch, run.frozen)
                     _check_finite(step, float(loss))
-                    evaluated = evaluate(state.params, step) if evaluate and evaluates else None
-                    if evaluated:
-                        writer.write(step, evaluated)
-                    checkpoints.save(state, batches.get_state(), evaluated)
+                    found = evaluated(step) if evaluates and not stops else None
+                    cut_off = evaluates and found is None
+                    checkpoints.save(state, batches.get_state(), found, unevaluated=cut_off)
                     report.restart_clock()
-                if stops:
-                    raise Stopped(f"stopped at step {step}: the same command resumes there")
+                    if cut_off or stops and step < config.num_steps:
+                        raise _stopped(step)
     return state
+
+
+def _stopped(step: int) -> Stopped:
+    return Stopped(f"stopped at step {step}: the same command resumes there")
 
 
 def _check_finite(step: int, loss: float, grad_norm: float = 0.0) -> None:
