@@ -99,7 +99,8 @@ def _judge(options: argparse.Namespace) -> Judgements | None:
     usage = judgements.usage(known)
     about = {"judge": options.judge, "temperature": options.temperature, "seed": options.seed}
     write_json(options.output, judgements.as_json(names, results, **about, usage=usage))
-    print(f"it took {_tokens(*usage.values(), options.price)}; in {options.output}\n")
+    read, written = usage.values()
+    print(f"it took {_tokens(read, written, options.price)}; in {options.output}\n")
     return judgements.read_judgements(options.output)
 
 

@@ -90,7 +90,9 @@ async def _ask(left: Mapping[str, Mapping[str, Any]], replies: Replies, server: 
     key = os.environ.get("OPENAI_API_KEY") or ("none" if server.base_url else None)
     if key is None:
         raise UserError("the environment variable OPENAI_API_KEY is not set: give it, or --base_url")
-    waiting, failed, refused = iter(left.items()), [], []
+    waiting = iter(left.items())
+    failed: list[Any] = []
+    refused: list[Any] = []
 
     async def work(client: Any, bar: tqdm) -> None:
         # After some failures in a row of tries the server is gone; what is under way still comes in.
