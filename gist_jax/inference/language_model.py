@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -18,11 +17,11 @@ from gist_jax.errors import UserError
 from gist_jax.gist import PAPER_MASK, MaskConfig
 from gist_jax.inference.buckets import bucket, padded_rows, padded_spans
 from gist_jax.inference.checks import as_texts, check_cache, check_positions, one_each
-from gist_jax.inference.compress import compressed
+from gist_jax.inference.compress import compressed, encoded_after
 from gist_jax.inference.decode import generate
+from gist_jax.inference.fidelity import Fidelity, fidelities
 from gist_jax.inference.fingerprint import adapter_fingerprint, base_fingerprint
 from gist_jax.inference.gist_cache import GistCache, Origin
-from gist_jax.inference.prefill import encode_after
 from gist_jax.inference.rebase import prefix_of, rebased
 from gist_jax.inference.sampling import Sampling, make_sampling
 from gist_jax.interop.export import export
@@ -174,6 +173,30 @@ class LanguageModel:
         model._check_gist_token()
         return compressed(model, as_texts("instruction", instructions), self.origin, after)
 
+    def fidelity(
+        self,
+        instructions: str | Sequence[str],
+        inputs: str | Sequence[str],
+        *,
+        reference: "LanguageModel | None" = None,
+        max_new_tokens: int = 64,
+    ) -> list[Fidelity]:
+        """Compares writing from gists with writing from whole prompts, unmasked, by a reference.
+
+        Args:
+          instructions: one for each input, or one for all.
+          reference: another model with this tokenizer, such as a pos_control run. None: the base, if an
+            adapter makes the gists, and otherwise this model with its mask untouched.
+          max_new_tokens: tokens of an output that are compared.
+
+        Returns:
+          What is lost of every distinct instruction, in order: KL and top-1 agreement by token.
+
+        Raises:
+          ValueError: as `compress` and `generate` do, or if the reference has another tokenizer.
+        """
+        return fidelities(self, instructions, inputs, reference, max_new_tokens)
+
     def rebase(self, gists: GistCache) -> GistCache:
         """The same gist caches at positions 0 … k - 1, of which they use up k in place of n + k.
 
@@ -207,16 +230,7 @@ class LanguageModel:
             raise UserError("this model has no encoder: its gist caches are prefixes, see prefix")
         rows = [self.template.input_ids(text) for text in as_texts("input", inputs)]
         check_cache(gists, self.origin, self.config, len(rows))
-        gists = gists.bare(self.dtype)
-        gists = gists[np.arange(len(rows)) % len(gists)]
-        tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
-        tokens, segment = tokens[: len(rows)], segment[: len(rows)]
-        settings: dict[str, Any] = dict(config=self.config, gist_token=self.tokenizer.gist_id)
-        read, states = gists.memory.states, encode_after(self.params, tokens, segment, gists, **settings)
-        assert read is not None  # as `check_cache` has seen
-        joined = jnp.concatenate([read, states], axis=1)
-        mask = np.concatenate([np.asarray(gists.layout.segment), segment], axis=1)
-        return np.array(joined.astype(jnp.float32)), mask.astype(np.int32)  # PyTorch wants its own
+        return encoded_after(self, gists, rows)
 
     def generate(
         self,
@@ -276,11 +290,8 @@ class LanguageModel:
             raise UserError(f"max_new_tokens must be at least 1, but is {max_new_tokens}")
         before = np.zeros(1, int) if gists is None else np.asarray(gists.offset)
         self._check_positions(int(np.max(before + [len(row) for row in rows])) + max_new_tokens)
-        tokens: np.ndarray | jax.Array
-        segment: np.ndarray | jax.Array
         tokens, segment = padded_rows(rows, self.tokenizer.pad_id)
-        spans_given = self.template.gives_spans and gists is None
-        span: np.ndarray | jax.Array | None = padded_spans(rows, tokens.shape) if spans_given else None
+        span = padded_spans(self.template, rows, tokens.shape)
         if self.mesh is not None:
             placed = functools.partial(_on_mesh, self.mesh)
             tokens, segment, span = jax.tree.map(placed, (tokens, segment, span))
