@@ -5,9 +5,12 @@ python -m gist_jax.compress --model=DIR --instructions=FILE.jsonl --output=all.g
 python -m gist_jax.compress --model=DIR --after=x.gist.safetensors --instruction="Say it." --output=…
 """
 
+import argparse
+
 from gist_jax.cli import K_HELP, add_model, exit_on_user_error, output_file, parser, set_up_libraries
 from gist_jax.inference.gist_cache import GistCache
 from gist_jax.inference.instruction_files import compress_file
+from gist_jax.inference.language_model import LanguageModel
 from gist_jax.inference.load import load
 
 
@@ -26,7 +29,22 @@ def main() -> None:
     arguments.add_argument(
         "--after", help="gist cache file of what stands before: the output holds both"
     )
+    arguments.add_argument(
+        "--fidelity", action="store_true", help="also print what is lost of each instruction"
+    )
+    arguments.add_argument(
+        "--input", action="append", help="of --fidelity: may be given several times; else an empty one"
+    )
+    arguments.add_argument(
+        "--reference", help="of --fidelity: model that reads the whole prompts, see docs/compressing.md"
+    )
     options = arguments.parse_args()
+    if options.fidelity and options.instructions:
+        arguments.error("--fidelity goes with --instruction")
+    if options.fidelity and options.after:
+        arguments.error("--fidelity compares instructions by themselves: leave --after out")
+    if not options.fidelity and (options.input or options.reference):
+        arguments.error("--input and --reference go with --fidelity")
     with exit_on_user_error():
         set_up_libraries()
         after = GistCache.load(options.after) if options.after else None
@@ -35,11 +53,21 @@ def main() -> None:
             model = model.with_gist_tokens(options.num_gist_tokens)
         if options.instructions is None:
             gists = model.compress(options.instruction, after=after)
+            if options.fidelity:
+                _show_fidelity(model, options)
             gists.save(options.output)
         else:
             settings = [options.num_gist_tokens, options.dtype, options.after]
             gists = compress_file(model, options.instructions, options.output, after, settings)
         print(f"{options.output}: {len(gists)} instruction(s), {gists.nbytes:,} bytes")
+
+
+def _show_fidelity(model: LanguageModel, options: argparse.Namespace) -> None:
+    reference = load(options.reference, dtype=options.dtype) if options.reference else None
+    inputs = options.input or [""]
+    pairs = [(text, given) for text in options.instruction for given in inputs]
+    for found in model.fidelity(*map(list, zip(*pairs, strict=True)), reference=reference):
+        print(found)
 
 
 if __name__ == "__main__":

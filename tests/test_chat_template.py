@@ -119,6 +119,12 @@ def test_ids_are_those_of_the_chat_template(directory, text, tmp_path):
         assert template.prompt(encoded, 1000) + list(encoded.output) == answered
 
 
+def test_an_instruction_after_another_goes_on_with_the_system_message(directory):
+    template = PromptTemplate.of_model(TINY["llama"], load_tokenizer(directory), 2, CHAT)
+    tokenizer, ids = template.tokenizer, template.instruction_ids(TEXTS[0], continues=True)
+    assert ids == [*tokenizer.encode("\n" + TEXTS[0]), *[tokenizer.gist_id] * 2]
+
+
 def test_long_prompts_stay_chats(directory):
     template = PromptTemplate.of_model(TINY["llama"], load_tokenizer(directory), 2, CHAT)
     whole = template.prompt_ids(TEXTS[0], "tea " * 100, 10_000)

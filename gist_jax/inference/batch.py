@@ -1,21 +1,17 @@
-"""Rows of token ids as one padded batch: what a model writes after them, and what its encoder reads."""
+"""What a model writes after rows of token ids, as one padded batch."""
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from gist_jax.errors import UserError
 from gist_jax.inference.buckets import bucket, padded_rows, padded_spans
-from gist_jax.inference.checks import check_cache
 from gist_jax.inference.decode import generate
 from gist_jax.inference.gist_cache import GistCache
-from gist_jax.inference.prefill import encode_after
 from gist_jax.inference.sampling import Sampling
 from gist_jax.sharding import named_sharding, num_shards
 
@@ -35,8 +31,7 @@ def generate_ids(
     tokens: np.ndarray | jax.Array
     segment: np.ndarray | jax.Array
     tokens, segment = padded_rows(rows, lm.tokenizer.pad_id)
-    spans_given = lm.template.gives_spans and gists is None
-    span: np.ndarray | jax.Array | None = padded_spans(rows, tokens.shape) if spans_given else None
+    span: np.ndarray | jax.Array | None = padded_spans(lm.template.gives_spans, rows, tokens.shape)
     if lm.mesh is not None:
         placed = functools.partial(_on_mesh, lm.mesh)
         tokens, segment, span = jax.tree.map(placed, (tokens, segment, span))
@@ -71,23 +66,3 @@ def _on_mesh(mesh: Mesh, x: np.ndarray) -> jax.Array:
     """Rows split over the mesh, after rows of zeros that make them divide evenly."""
     x = np.pad(x, ((0, -len(x) % num_shards(mesh, "batch")), (0, 0)))
     return jax.device_put(x, named_sharding(mesh, ("batch", "length"), x.shape))
-
-
-def encoded_inputs(
-    lm: "LanguageModel", gists: GistCache, inputs: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """What an encoder leaves of gist caches and inputs, see `LanguageModel.encode_inputs`."""
-    if not lm.config.is_encoder_decoder:
-        raise UserError("this model has no encoder: its gist caches are prefixes, see prefix")
-    rows = [lm.template.input_ids(text) for text in inputs]
-    check_cache(gists, lm.origin, lm.config, len(rows))
-    gists = gists.bare(lm.dtype)
-    gists = gists[np.arange(len(rows)) % len(gists)]
-    tokens, segment = padded_rows(rows, lm.tokenizer.pad_id)
-    tokens, segment = tokens[: len(rows)], segment[: len(rows)]
-    settings: dict[str, Any] = dict(config=lm.config, gist_token=lm.tokenizer.gist_id)
-    read, states = gists.memory.states, encode_after(lm.params, tokens, segment, gists, **settings)
-    assert read is not None  # as `check_cache` has seen
-    joined = jnp.concatenate([read, states], axis=1)
-    mask = np.concatenate([np.asarray(gists.layout.segment), segment], axis=1)
-    return np.array(joined.astype(jnp.float32)), mask.astype(np.int32)  # PyTorch wants its own

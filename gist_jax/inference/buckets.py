@@ -32,11 +32,18 @@ def padded_rows(
     return tokens, segment
 
 
-def padded_spans(rows: Sequence[Sequence[int]], shape: tuple[int, ...]) -> np.ndarray:
+def padded_spans(
+    gives_spans: bool, rows: Sequence[Sequence[int]], shape: tuple[int, ...]
+) -> np.ndarray | None:
     """The spans of rows that `padded_rows` pads to a shape: int32 `[B, T]`.
 
-    They are 0 where a `Prompt` is compressed, and 1 after it.
+    They are 0 where a `Prompt` is compressed, and 1 elsewhere; None where they can be read off the ids.
+
+    Args:
+      gives_spans: of `PromptTemplate`.
     """
+    if not gives_spans:
+        return None
     span = np.ones(shape, np.int32)
     for i, row in enumerate(rows):
         span[i, : row.head if isinstance(row, Prompt) else 0] = 0

@@ -1,16 +1,17 @@
-"""Instructions to gist caches, by themselves or after others that were compressed before them."""
+"""Texts that are read after gist caches, or after nothing: instructions and, of an encoder, inputs."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from gist_jax.errors import UserError
 from gist_jax.inference.buckets import padded_rows, padded_spans
 from gist_jax.inference.checks import check_cache, check_positions
 from gist_jax.inference.gist_cache import THEN, GistCache, Origin
-from gist_jax.inference.prefill import compress
+from gist_jax.inference.prefill import compress, encode_after
 
 if TYPE_CHECKING:
     from gist_jax.inference.language_model import LanguageModel
@@ -59,7 +60,7 @@ def compressed(
         adapter=lm.adapter,
         prefix=prefix,
         mask=lm.mask,
-        span=padded_spans(rows, tokens.shape) if lm.template.gives_spans else None,
+        span=padded_spans(lm.template.gives_spans, rows, tokens.shape),
     )[: len(rows)]
     return dataclasses.replace(gists, origin=origin, instructions=_all_texts(texts, after))
 
@@ -72,3 +73,18 @@ def _all_texts(texts: Sequence[str], after: GistCache | None) -> tuple[str, ...]
         return ()
     first = after.instructions * (len(texts) if len(after) == 1 else 1)
     return tuple(a + THEN + b for a, b in zip(first, texts, strict=True))
+
+
+def encoded_after(
+    lm: "LanguageModel", gists: GistCache, rows: Sequence[Sequence[int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What an encoder leaves of gist caches and rows of ids; see `LanguageModel.encode_inputs`."""
+    gists = gists.bare(lm.dtype)
+    gists = gists[np.arange(len(rows)) % len(gists)]
+    tokens, segment = (x[: len(rows)] for x in padded_rows(rows, lm.tokenizer.pad_id))
+    settings: dict[str, Any] = dict(config=lm.config, gist_token=lm.tokenizer.gist_id)
+    read, states = gists.memory.states, encode_after(lm.params, tokens, segment, gists, **settings)
+    assert read is not None  # of an encoder
+    joined = jnp.concatenate([read, states], axis=1)
+    mask = np.concatenate([np.asarray(gists.layout.segment), segment], axis=1)
+    return np.array(joined.astype(jnp.float32)), mask.astype(np.int32)  # PyTorch wants its own

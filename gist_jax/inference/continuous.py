@@ -216,7 +216,7 @@ class _Writer:
         if prefixes:
             prefixes += prefixes[:1] * missing
         tokens, segment = padded_rows(prompts, programs.pad_id, (size, length))
-        spans = padded_spans([row.ids for row in chosen], tokens.shape)
+        span = padded_spans(programs.gives_spans, [row.ids for row in chosen], tokens.shape)
         read = read_prompts(
             programs.params,
             programs.place(tokens),
@@ -226,7 +226,7 @@ class _Writer:
             condition=programs.condition,
             gist_token=programs.gist_token,
             mask=programs.mask,
-            span=programs.place(spans) if programs.gives_spans and not prefixes else None,
+            span=None if span is None else programs.place(span),
             adapter=programs.adapter if adapts else None,
         )
         if self._slots is None:

@@ -14,10 +14,11 @@ from gist_jax.data.prompt_template import Prompt, PromptTemplate
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
 from gist_jax.gist import PAPER_MASK, MaskConfig
-from gist_jax.inference.batch import encoded_inputs, generate_ids
+from gist_jax.inference.batch import generate_ids
 from gist_jax.inference.checks import as_texts, check_cache, check_positions, one_each
-from gist_jax.inference.compress import compressed
+from gist_jax.inference.compress import compressed, encoded_after
 from gist_jax.inference.continuous import Programs, Row
+from gist_jax.inference.fidelity import Fidelity, fidelities
 from gist_jax.inference.fingerprint import adapter_fingerprint, base_fingerprint
 from gist_jax.inference.gist_cache import GistCache, Origin
 from gist_jax.inference.parameters import adapter_for_inference, for_inference
@@ -170,6 +171,30 @@ class LanguageModel:
         model._check_gist_token()
         return compressed(model, as_texts("instruction", instructions), self.origin, after)
 
+    def fidelity(
+        self,
+        instructions: str | Sequence[str],
+        inputs: str | Sequence[str],
+        *,
+        reference: "LanguageModel | None" = None,
+        max_new_tokens: int = 64,
+    ) -> list[Fidelity]:
+        """Compares writing from gists with writing from whole prompts, unmasked, by a reference.
+
+        Args:
+          instructions: one for each input, or one for all.
+          reference: another model with this tokenizer, such as a pos_control run. None: the base, if an
+            adapter makes the gists, and otherwise this model with its mask untouched.
+          max_new_tokens: tokens of an output that are compared.
+
+        Returns:
+          What is lost of every distinct instruction, in order: KL and top-1 agreement by token.
+
+        Raises:
+          ValueError: as `compress` and `generate` do, or if the reference has another tokenizer.
+        """
+        return fidelities(self, instructions, inputs, reference, max_new_tokens)
+
     def rebase(self, gists: GistCache) -> GistCache:
         """The same gist caches at positions 0 … k - 1, of which they use up k in place of n + k.
 
@@ -199,7 +224,11 @@ class LanguageModel:
         Raises:
           UserError: if there is no encoder, or the caches do not fit the inputs or the model.
         """
-        return encoded_inputs(self, gists, as_texts("input", inputs))
+        if not self.config.is_encoder_decoder:
+            raise UserError("this model has no encoder: its gist caches are prefixes, see prefix")
+        rows = [self.template.input_ids(text) for text in as_texts("input", inputs)]
+        check_cache(gists, self.origin, self.config, len(rows))
+        return encoded_after(self, gists, rows)
 
     def generate(
         self,
