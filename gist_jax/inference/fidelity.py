@@ -159,8 +159,8 @@ class _Reader:
     """A model with the prompts that it reads; arguments of `decode.generate`."""
 
     params: Params
-    tokens: np.ndarray
-    segment: np.ndarray
+    tokens: Any
+    segment: Any
     prefix: GistCache | None
     span: np.ndarray | None
     adapter: Adapter | None
@@ -247,16 +247,12 @@ def _compare(
             decode_token(model, prefilled, state, token)
             for (model, prefilled, _), state in zip(begun, loop.state, strict=True)
         )
-        return _Loop(
-            loop.step + 1,
-            (first, second),
-            (first_state, second_state),
-            *(
-                jax.lax.dynamic_update_slice(x, column[:, None], (0, loop.step))
-                for x, column in zip((loop.written, loop.likeliest, loop.kl), new, strict=True)
-            ),
-            loop.done | (token == eos_token),
+        written, likeliest, kl = (
+            jax.lax.dynamic_update_slice(x, column[:, None], (0, loop.step))
+            for x, column in zip((loop.written, loop.likeliest, loop.kl), new, strict=True)
         )
+        hidden, states, done = (first, second), (first_state, second_state), token == eos_token
+        return _Loop(loop.step + 1, hidden, states, written, likeliest, kl, loop.done | done)
 
     batch = reference.tokens.shape[0]
     ids = jnp.full((batch, max_new), eos_token, jnp.int32)
