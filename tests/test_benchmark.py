@@ -11,7 +11,7 @@ from commands import command, mistake
 from tiny import TINY
 
 from gist_jax.benchmark import __main__ as benchmark
-from gist_jax.benchmark import measure
+from gist_jax.benchmark import measure, serving
 from gist_jax.benchmark.costs import costs
 from gist_jax.benchmark.equivalence import agreement, logits_after
 from gist_jax.benchmark.latency import covered, interleaved, quotient, saving
@@ -269,3 +269,19 @@ def test_lengths_that_are_none(tmp_path, monkeypatch, capsys):
         arguments = *SMALL, f"--lengths={file}", f"--output={tmp_path}/out.csv"
         assert sentence in mistake(benchmark, monkeypatch, capsys, *arguments)
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_serving(tmp_path, monkeypatch, capsys):
+    """Requests in slots and in batches write the same tokens, and both are in the table."""
+    output = tmp_path / "table.csv"
+    arguments = [*SMALL, f"--output={output}", "--requests=6", "--gists=2"]
+    monkeypatch.setattr(serving, "INSTRUCTION", 8)
+    monkeypatch.setattr(serving, "INPUTS", (2, 9))
+    monkeypatch.setattr(serving, "OUTPUTS", (1, 9))
+    printed = command(serving, monkeypatch, capsys, *arguments, "--batch=2", "--slots=2", "--rounds=1")
+    rows = {row["requests"]: row for row in table(output)}
+    assert list(rows) == ["one by one", "batches of 2", "2 slots"]
+    assert all(name in printed for name in rows)
+    assert float(rows["one by one"]["one_by_one"]) == 1 == float(rows["batches of 2"]["best_batch"])
+    one, slots = (float(rows[name]["seconds"]) for name in ("one by one", "2 slots"))
+    assert float(rows["2 slots"]["one_by_one"]) == pytest.approx(one / slots)

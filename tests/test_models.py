@@ -12,13 +12,14 @@ from tiny import TINY
 
 from gist_jax import gist
 from gist_jax.cost_model.jaxpr import matmul_flops, subjaxprs
+from gist_jax.inference.fingerprint import base_fingerprint
 from gist_jax.interop.huggingface import read_config
 from gist_jax.models import attention, registry
 from gist_jax.models.attention import attend, attend_cached
 from gist_jax.models.cache import KVCache
 from gist_jax.models.model import DecodeState, Tokens
 from gist_jax.models.registry import merge
-from gist_jax.models.stack import unstacked
+from gist_jax.models.stack import transposed, unstacked
 from gist_jax.models.t5 import relative_bucket
 from gist_jax.training.step import StepConfig, summed_loss
 
@@ -309,3 +310,25 @@ def test_t5_fields():
 def test_config_fields_that_are_refused(kind, fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         config_of(kind, **fields)
+
+
+def test_transposed_kernels_change_nothing(tiny):
+    """For few tokens, which a CPU multiplies the other way round, and for many."""
+    config, params = tiny
+    plain = unstacked(params)
+    turned = transposed(plain)
+    assert base_fingerprint(turned, config) == base_fingerprint(plain, config)
+    axes = registry.logical_axes(config, stacked=False, transposed=True)
+    assert jax.tree.structure(turned) == jax.tree.structure(axes, is_leaf=lambda x: isinstance(x, tuple))
+
+    @jax.jit
+    def run(params, ids):
+        model, length = merge(params, config), ids.shape[1]
+        tokens = Tokens(ids, jnp.arange(length)[None], jnp.zeros((1, 1, length, length)))
+        hidden, memory = model.prefill(tokens)
+        return hidden, memory, model.context_kv(memory), model.logits(hidden)
+
+    for length in (4, 80):
+        ids = jax.random.randint(jax.random.key(length), (2, length), 3, config.vocab_size)
+        equal = functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-4)
+        jax.tree.map(equal, run(plain, ids), run(turned, ids))

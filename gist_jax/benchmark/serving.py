@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from gist_jax import cli
@@ -83,13 +84,16 @@ def fixed(
     return outputs
 
 
-def measure(options: argparse.Namespace) -> list[TableRow]:
-    """A row of the table for each way to answer the requests.
+def measure(settings: ConfigDict, options: argparse.Namespace) -> list[TableRow]:
+    """A row of the table for each way to answer the requests; options are those of `main`.
+
+    Args:
+      settings: a config, whose model is measured.
 
     Raises:
       UserError: if the tokens are not those of one request after the other.
     """
-    config = model_config(cli.load_config(options.config))
+    config = model_config(settings)
     transposes = jax.default_backend() == "cpu"
 
     def make_params(key: jax.Array) -> dict:
@@ -103,8 +107,8 @@ def measure(options: argparse.Namespace) -> list[TableRow]:
         GIST + 1, config.vocab_size, (options.gists, INSTRUCTION), dtype=np.int32
     )
     tokens[:, -1] = GIST
-    settings = dict(config=config, gist_token=GIST, num_kept=1)
-    gists = compress(programs.params, tokens, np.ones_like(tokens), **settings)
+    of_tokens = programs.params, tokens, np.ones_like(tokens)
+    gists = compress(*of_tokens, config=config, gist_token=GIST, num_kept=1)
     make = functools.partial(requests, config, gists, options.requests)
     runs: dict[str, Callable[[], list[list[int]]]] = {
         ONE: functools.partial(fixed, programs, gists, make, 1)
@@ -157,7 +161,7 @@ def as_text(table: Sequence[TableRow]) -> str:
 def main() -> None:
     """Runs the command."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("--config", default="configs/llama_30m.py", help="its model is measured")
+    cli.add_config(arguments, default="configs/llama_30m.py")
     arguments.add_argument("--dtype", default="float32", choices=cli.DTYPES)
     arguments.add_argument("--requests", type=int, default=64)
     arguments.add_argument("--gists", type=int, default=16, help="caches that they share")
@@ -166,12 +170,12 @@ def main() -> None:
     arguments.add_argument("--batch", type=cli.positive_ints, default="4,8,16,32", help=of_slots)
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--output", type=cli.output_file, help="CSV file for the results")
-    options = arguments.parse_args()
+    options, settings = cli.parse_with_config(arguments)
     if min(options.requests, options.gists, options.rounds) < 1:
         arguments.error("--requests, --gists and --rounds must be at least 1")
     with cli.exit_on_user_error():
         cli.set_up_libraries()
-        table = measure(options)
+        table = measure(cli.load_config(options.config, settings), options)
         print(as_text(table))
         if options.output:
             write_csv(options.output, table)
