@@ -43,9 +43,11 @@ def items() -> tuple[Item, ...]:
     return tuple(
         Item(
             domain,
-            *(record[field] for field in ("instruction", "input", "output")),
-            checks=tuple(pair for check in record["checks"] for pair in check.items()),
-            literals=tuple(record.get("literals", ())),
+            record["instruction"],
+            record["input"],
+            record["output"],
+            tuple(pair for check in record["checks"] for pair in check.items()),
+            tuple(record.get("literals", ())),
         )
         for domain in DOMAINS
         for record in json.loads(_read(domain))
