@@ -21,7 +21,7 @@ from gist_jax.cli import (
     parser,
     set_up_libraries,
 )
-from gist_jax.data.sources import EMBEDDED, first, load_splits
+from gist_jax.data.sources import EMBEDDED, SUITE, first, load_splits
 from gist_jax.errors import UserError
 from gist_jax.evaluation import suite
 from gist_jax.evaluation.predict import predict
@@ -101,6 +101,8 @@ def _predict(options: argparse.Namespace) -> list[Record]:
     if split not in splits:
         raise UserError(f"there is no split {split!r}: choose from {', '.join(splits)}")
     usual = {**evaluation, **evaluation_lengths(evaluation, split)}
+    if options.source == SUITE:
+        usual["num_examples"] = len(splits[split])
     settings = {}
     for name in FIELDS:
         given = getattr(options, name)

@@ -133,12 +133,16 @@ def _read(paths: Sequence[str]) -> Judgements:
     """The judgements of several files between the same runs."""
     files = [judgements.read_judgements(path) for path in paths]
     for path, file in zip(paths, files, strict=True):
+        for name, counted in judgements.counted(file).items():
+            if (said := file.scores.get(name, counted)) != counted:
+                print(f"{path} says {said} for {name}, but its results amount to {counted}")
         if file.names != files[0].names:
             raise UserError(
                 f"{path} compares {' and '.join(file.names)}, and {paths[0]} "
                 f"{' and '.join(files[0].names)}"
             )
-    return Judgements(files[0].names, [result for file in files for result in file.results])
+    results = [result for file in files for result in file.results]
+    return Judgements(files[0].names, results, {})
 
 
 if __name__ == "__main__":

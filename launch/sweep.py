@@ -4,7 +4,7 @@ python launch/sweep.py --config=configs/quickstart.py --output=DIR --num_gist_to
   --config.num_steps=1000
 
 Each run has a workdir in DIR. The same command resumes where it was stopped, and leaves out what is
-finished.
+finished. python -m gist_jax.report DIR compares the runs with intervals, figures and all outputs.
 """
 
 import argparse

@@ -259,6 +259,11 @@ def test_published_judgements(tmp_path, monkeypatch, capsys):
     assert lines[1][:7] == ["validation_seen", "10", "5", "0", "5", "0", "50.00"]
     assert lines[2][:7] == ["all", "18", "8", "2", "7", "1", f"{100 * 9 / 17:.2f}"]
     assert lines[0][-1] == f"{100 * sum([0, 1, 0, 0, 1]) / 5:.2f}"  # a was first where it is odd
+    said = json.loads(paths[0].read_text()) | {"scores": {"M-gist-1": 4.5, "M-pos-1": 3.0}}
+    (tmp_path / "x.json").write_text(json.dumps(said))
+    printed = command(judge, monkeypatch, capsys, f"--judgements={tmp_path}/x.json")
+    assert "x.json says 4.5 for M-gist-1, but its results amount to 4.0\n" in printed
+    assert printed.count("says") == 1
     judged = read_judgements(paths[0]).results
     assert [(r.instruction, r.input) for r in judged[:2]] == [("Do 0.", ""), ("Do 1.", "1\nInput: y")]
     other = published(tmp_path, "validation_unseen", ["b"], names=("M-pos-1", "M-gist-1"))

@@ -222,7 +222,7 @@ def test_why_an_output_ended(workdir, lm):
         template = lm.template
         whole = template.prompt_ids(record["instruction"], record["input"], 48)
         assert int(record["prompt_tokens"]) == len(whole)
-        before = whole.index(lm.tokenizer.gist_id) - template.is_encoder_decoder
+        before = whole.index(lm.tokenizer.gist_id) - (template.space_before_gists is not None)
         assert int(record["instruction_tokens"]) == before
         assert int(record["output_tokens"]) <= (2 if record["reason"] == "eos" else 3)
         assert record["reason"] == "eos" or record["output_tokens"] == "3"

@@ -130,4 +130,4 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
         for panel in panels
         for line, name in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(named.values(), named, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(named.values(), named, loc="outside lower center", ncols=6, frameon=False, fontsize=9)

@@ -45,6 +45,7 @@ class Judgements(NamedTuple):
 
     names: tuple[str, str]  # of a and b
     results: list[Judgement]
+    scores: dict[str, float]  # wins by name, ties half, as the file says it
 
 
 def prompt(result: Mapping[str, Any]) -> tuple[str, str]:
@@ -95,11 +96,8 @@ def as_json(names: Sequence[str], results: Sequence[dict[str, Any]], **about: An
       results: with a choice each.
       about: the judge, and what it took.
     """
-    scores = dict.fromkeys(names, 0.0)
-    for result in results:
-        if result["choice"] in CHOICES:
-            scores[names[0]] += SCORES[result["choice"]]
-            scores[names[1]] += 1 - SCORES[result["choice"]]
+    chosen = [SCORES[result["choice"]] for result in results if result["choice"] in CHOICES]
+    scores = dict(zip(names, (sum(chosen), len(chosen) - sum(chosen)), strict=True))
     unread = sum(result["choice"] == UNREAD for result in results)
     head = {"format": FORMAT, "names": dict(zip("ab", names, strict=True)), "scores": scores}
     return {**head, "unread": unread, **about, "results": list(results)}
@@ -131,7 +129,13 @@ def read_judgements(path: Path) -> Judgements:
             )
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path} holds no judgements: names, and results with choice and x") from None
-    return Judgements(names, results)
+    return Judgements(names, results, found.get("scores") or {})
+
+
+def counted(judged: Judgements) -> dict[str, float]:
+    """The scores that the results amount to. Some of the published files say others by a few."""
+    chosen = [SCORES[result.choice] for result in judged.results if result.choice in CHOICES]
+    return dict(zip(judged.names, (sum(chosen), len(chosen) - sum(chosen)), strict=True))
 
 
 def verdicts(results: Iterable[Judgement]) -> dict[tuple[str, int], float]:

@@ -46,8 +46,8 @@ def items() -> tuple[Item, ...]:
             record["instruction"],
             record["input"],
             record["output"],
-            checks=tuple(pair for check in record["checks"] for pair in check.items()),
-            literals=tuple(record.get("literals", ())),
+            tuple(pair for check in record["checks"] for pair in check.items()),
+            tuple(record.get("literals", ())),
         )
         for domain in DOMAINS
         for record in json.loads(_read(domain))
