@@ -10,7 +10,7 @@ import sentencepiece
 
 from gist_jax.data.tokenization import load_tokenizer
 from gist_jax.errors import UserError, shortened
-from gist_jax.training import aot
+from gist_jax.training import topology
 
 
 def test_a_mistyped_path_without_a_network(tmp_path):
@@ -45,18 +45,21 @@ def test_damaged_sentencepiece_files(tmp_path):
 def test_a_libtpu_of_another_version(monkeypatch):
     """Both versions are named; of the right one a fault is a fault."""
 
+    class Chip:
+        platform = "tpu"
+
     class Compiled:
         def as_text(self):
             raise ValueError("cannot parse\nthe proto")
 
-    monkeypatch.setattr(aot, "_libtpu_versions", lambda: ("0.0.52", "0.0.42"))
+    monkeypatch.setattr(topology, "_libtpu_versions", lambda: ("0.0.52", "0.0.42"))
     with pytest.raises(
         UserError, match="libtpu 0.0.52 writes programs .* it needs libtpu 0.0.42 .*: cannot"
     ):
-        aot._text(Compiled())
-    monkeypatch.setattr(aot, "_libtpu_versions", lambda: ("0.0.42.1", "0.0.42"))
+        topology.text_of([Chip()], Compiled())
+    monkeypatch.setattr(topology, "_libtpu_versions", lambda: ("0.0.42.1", "0.0.42"))
     with pytest.raises(ValueError, match="cannot parse\nthe proto"):
-        aot._text(Compiled())
+        topology.text_of([Chip()], Compiled())
 
 
 def test_messages_of_other_libraries_are_shortened():
