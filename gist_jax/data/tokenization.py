@@ -12,6 +12,7 @@ import sentencepiece
 import tokenizers
 
 from gist_jax.errors import UserError, shortened
+from gist_jax.storage import as_path, fetch, is_bucket
 
 GIST = "<GIST>"
 SPACE = "▁"
@@ -171,7 +172,9 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     Raises:
       ValueError: if there is no such file, it cannot be read, or it has no end of sequence.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
+    if is_bucket(path) and path.is_dir():
+        path = fetch(path)
     if path.is_dir():
         names = (T5_FILE, "tokenizer.json", "tokenizer.model")
         found = [path / name for name in names if (path / name).exists()]
