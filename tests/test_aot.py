@@ -37,7 +37,7 @@ def test_what_a_small_model_needs(tmp_path):
         assert kept < report["total"] < kept + 2 * report["activations"] + 2**23
         low, high = report["seconds"]
         assert 0 < low <= high <= 3 * low
-    assert re.search(r"decode on v5e:2x2: 4 chips \(data 1, fsdp 2, tensor 2\)", done.stdout)
+    assert re.search(r"decode on v5e:2x2: 4 chips \(data 2, fsdp 1, tensor 2\)", done.stdout)
 
 
 def test_what_an_adapter_needs(tmp_path):

@@ -45,7 +45,7 @@ def test_what_a_small_model_needs(tmp_path):
         assert report["bytes_between_nodes"] == 0
         low, high = report["seconds"]
         assert 0 < low <= high <= 4 * low
-    assert "decode on 8xH100: 8 chips (data 1, fsdp 4, tensor 2)" in done.stdout
+    assert "decode on 8xH100: 8 chips (data 4, fsdp 1, tensor 2)" in done.stdout
 
 
 @needs_compiler
