@@ -59,6 +59,11 @@ setup(
         "mlx": ["mlx-lm>=0.32,<1", 'mlx[cpu]>=0.32,<1; sys_platform == "linux"'],
         "torch": ["torch>=2.6,<3"],  # to hand prefixes to transformers, and for tests against PyTorch
         "tpu": ["jax[tpu]"],
+        "docs": [  # to build docs/: mkdocs build --strict
+            "mkdocs>=1.6,<2",
+            "mkdocs-material>=9.7,<10",
+            "mkdocstrings[python]>=1,<2",
+        ],
         "wandb": ["wandb>=0.20,<1"],
         "test": [
             "hypothesis>=6.130,<7",
