@@ -97,9 +97,7 @@ def test_the_models_of_the_paper_fit(name, topology, tmp_path):
 
     output = tmp_path / "reports.json"
     arguments = f"--topology={topology}", "--programs=train", f"--output={output}"
-    done = compile_ahead(
-        f"--config=configs/{name}.py:{topology}", *arguments, timeout=600, preexec_fn=limit
-    )
+    done = compile_ahead(f"--config={name}:{topology}", *arguments, timeout=600, preexec_fn=limit)
     assert done.returncode == 0, done.stderr
     train = reports_in(output)["train"]
     assert train["excess"] == 0 and train["chips"] == (64 if topology == "v5e-64" else 16)
@@ -107,7 +105,7 @@ def test_the_models_of_the_paper_fit(name, topology, tmp_path):
 
 
 def test_a_model_that_cannot_fit():
-    done = compile_ahead("--config=configs/llama_7b.py", "--topology=v5e:2x2", "--programs=train")
+    done = compile_ahead("--config=llama_7b", "--topology=v5e:2x2", "--programs=train")
     assert done.returncode == 1
     sentence = r"train on v5e:2x2 needs ([\d.]+) GiB a chip, ([\d.]+) GiB more than the 15.75 GiB there"
     needed, excess = map(float, re.search(sentence, done.stderr).groups())
@@ -119,7 +117,7 @@ def test_a_model_that_cannot_fit():
 def test_arguments_count_once_in_what_does_not_fit():
     """Of a decode step there is hardly more than parameters and cache."""
     done = compile_ahead(
-        *("--config=configs/llama_7b.py", "--topology=v5e:2x2", "--programs=decode"),
+        *("--config=llama_7b", "--topology=v5e:2x2", "--programs=decode"),
         *("--config.mesh.fsdp=1", "--config.mesh.data=4", "--config.dtype=float32"),
     )
     needed = float(re.search(r"decode on v5e:2x2 needs ([\d.]+) GiB a chip", done.stderr)[1])

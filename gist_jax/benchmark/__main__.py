@@ -1,9 +1,9 @@
 """Measures what gisting saves on a model: FLOPs, time and memory, against no cache and a prompt cache.
 
 python -m gist_jax.benchmark --model=DIR                                        times of a model
-python -m gist_jax.benchmark --config=configs/llama_30m.py --random_weights     of a shape
-python -m gist_jax.benchmark --config=configs/llama_7b.py                       FLOPs and bytes alone
-python -m gist_jax.benchmark --config=configs/llama_7b.py --lengths=FILE.csv --output=OUT.csv
+python -m gist_jax.benchmark --config=llama_30m --random_weights     of a shape
+python -m gist_jax.benchmark --config=llama_7b                       FLOPs and bytes alone
+python -m gist_jax.benchmark --config=llama_7b --lengths=FILE.csv --output=OUT.csv
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
     arguments = cli.parser(__doc__)
     what = arguments.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help=cli.MODEL_HELP)
-    cli.add_config(what, help="shape of a model; --config.name=value sets any of its fields")
+    cli.add_config(what, help="shape of a model")
     arguments.add_argument("--random_weights", action="store_true", help="time the shape of --config")
     arguments.add_argument("--dtype", choices=cli.DTYPES, help="if not float32, or the config's own")
     for name, (values, meaning) in GRID.items():

@@ -73,6 +73,12 @@ class GistCache:
 
         Instructions are kept if all caches have them.
 
+        Args:
+          caches: of B₁, B₂, … rows.
+
+        Returns:
+          A cache of B₁ + B₂ + … rows, in their order.
+
         Raises:
           UserError: if there is none, or they were not made by one model in one dtype.
         """
@@ -143,6 +149,9 @@ class GistCache:
         Its tensors are keys and values `[L, B, K, G, H]`, an encoder's states `[B, G, D]`, positions,
         segment and span, int32 `[B, G]`, and offset, int32 `[B]`. Its metadata are format, k, the fields
         of `Origin`, and the instructions.
+
+        Raises:
+          OSError: if it cannot be written.
         """
         tensors = {
             "keys": jnp.stack(self.memory.cache.keys),

@@ -126,6 +126,10 @@ class LanguageModel:
     def export(self, directory: str | pathlib.Path, dtype: str = "float32") -> None:
         """Writes a directory in Hugging Face format, see `gist_jax.interop.export`.
 
+        Args:
+          directory: which must not exist yet.
+          dtype: of the weights in it, "float32", "bfloat16" or "float16".
+
         Raises:
           UserError: of an adapter, which acts at gist tokens only and is no part of any weights.
         """
@@ -159,15 +163,16 @@ class LanguageModel:
         """Compresses an instruction, or several of any lengths in one batch.
 
         Args:
+          instructions: a text, or B of them.
           num_gist_tokens: one of the numbers that the model was trained with; None: the largest.
           after: gist caches of instructions before these, one for each or one for all. The new
             instructions see their gist tokens, and the result holds both.
 
         Returns:
-          A row for every instruction.
+          A row for every instruction: B rows, one for a text, of k gist tokens.
 
         Raises:
-          ValueError: if there is none, one is empty or longer than the model's positions, or the
+          UserError: if there is none, one is empty or longer than the model's positions, or the
             model has no gist token or was not trained to use it, or not with so many, or did not make
             `after`.
         """
@@ -195,7 +200,7 @@ class LanguageModel:
           What is lost of every distinct instruction, in order: KL and top-1 agreement by token.
 
         Raises:
-          ValueError: as `compress` and `generate` do, or if the reference has another tokenizer.
+          UserError: as `compress` and `generate` do, or if the reference has another tokenizer.
         """
         return fidelities(self, instructions, inputs, reference, max_new_tokens)
 
@@ -261,8 +266,11 @@ class LanguageModel:
           top_p: sample among the likeliest tokens that make up this probability.
           seed: of sampling. A row's output does not depend on the other rows.
 
+        Returns:
+          Texts in the order of the inputs, without what ended them.
+
         Raises:
-          ValueError: if the arguments do not fit each other or the model.
+          UserError: if the arguments do not fit each other or the model.
         """
         if (gists is None) == (instructions is None):
             raise UserError("give either gists or instructions")
@@ -301,6 +309,9 @@ class LanguageModel:
         Yields:
           Results in the order in which they are complete; one with an `error` for a request that cannot
           be answered.
+
+        Raises:
+          UserError: if there are no slots.
         """
         return answer(self, requests, slots, library or {})
 
@@ -347,7 +358,7 @@ class LanguageModel:
         """The token ids, int32 `[len(rows), max_new_tokens]`, that continue rows of token ids.
 
         Raises:
-          ValueError: if there are more tokens than the model has positions.
+          UserError: if there are more tokens than the model has positions.
         """
         self.check_lengths(rows, gists, max_new_tokens)
         return generate_ids(self, rows, gists, max_new_tokens, sampling, seed)
