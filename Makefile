@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 
 # Of the demo's model, which is trained first if it is not there.
 benchmark: $(VENV)/installed
-	$(VENV)/bin/python -m gist_jax.train --config=configs/quickstart.py --workdir=$(DEMO)/gist
+	$(VENV)/bin/python -m gist_jax.train --config=quickstart --workdir=$(DEMO)/gist
 	$(VENV)/bin/python -m gist_jax.benchmark --model=$(DEMO)/gist --output=$(BENCHMARK)
 
 # Optimizing takes longer than the tests themselves.

@@ -1,14 +1,20 @@
 """Packaging of gist_jax."""
 
 import pathlib
+import re
 
 from setuptools import find_packages, setup
 
+HERE = pathlib.Path(__file__).parent
+# Read, not imported: what the package needs may not be there yet.
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "gist_jax/__init__.py").read_text("utf-8"), re.M)
+assert VERSION
+
 setup(
     name="gist_jax",
-    version="0.1.0",
+    version=VERSION[1],
     description="Gisting in JAX: language models that compress prompts into a few cached gist tokens",
-    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["gist_jax", "gist_jax.*"]),
@@ -54,6 +60,11 @@ setup(
         "mlx": ["mlx-lm>=0.32,<1", 'mlx[cpu]>=0.32,<1; sys_platform == "linux"'],
         "torch": ["torch>=2.6,<3"],  # to hand prefixes to transformers, and for tests against PyTorch
         "tpu": ["jax[tpu]"],
+        "docs": [  # to build docs/: mkdocs build --strict
+            "mkdocs>=1.6,<2",
+            "mkdocs-material>=9.7,<10",
+            "mkdocstrings[python]>=1,<2",
+        ],
         "wandb": ["wandb>=0.20,<1"],
         "test": [
             "hypothesis>=6.130,<7",

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from gist_jax.compilation_cache import use_compilation_cache
 from gist_jax.errors import Stopped, UserError, shortened
 
+CONFIGS = pathlib.Path(__file__).with_name("configs")
 DTYPES = ("float32", "bfloat16")  # in which a model can compute
 OUTPUT_HELP = "directory to write, which must not exist yet"
 K_HELP = "one of the numbers that the model was trained with; by default the largest"
@@ -124,10 +125,25 @@ def positive_ints(text: str) -> list[int]:
 
 
 def add_model(arguments: argparse.ArgumentParser) -> None:
-    """Adds --model, --dtype and what `add_adapter` adds."""
+    """Adds --model, --dtype, and what `add_adapter` and `add_mesh` add."""
     arguments.add_argument("--model", required=True, help=MODEL_HELP)
     arguments.add_argument("--dtype", default="float32", choices=DTYPES)
     add_adapter(arguments)
+    add_mesh(arguments)
+
+
+def add_mesh(arguments: argparse.ArgumentParser) -> None:
+    """Adds --mesh.tensor and --mesh.data, which `mesh_of` reads."""
+    split = "devices over which heads, feed-forward network and vocabulary are split"
+    arguments.add_argument("--mesh.tensor", type=int, metavar="N", help=split)
+    rows = "groups of such devices over which rows are split"
+    arguments.add_argument("--mesh.data", type=int, metavar="N", help=rows)
+
+
+def mesh_of(options: argparse.Namespace) -> dict[str, int] | None:
+    """Sizes of the mesh that is asked for, by axis; None: one device."""
+    sizes = {axis: getattr(options, f"mesh.{axis}") for axis in ("data", "tensor")}
+    return {axis: size for axis, size in sizes.items() if size is not None} or None
 
 
 def add_adapter(arguments: argparse.ArgumentParser) -> None:
@@ -137,9 +153,16 @@ def add_adapter(arguments: argparse.ArgumentParser) -> None:
 
 
 def add_config(arguments: argparse._ActionsContainer, **options: Any) -> None:
-    """Adds --config, to be parsed by `parse_with_config`."""
-    settings = "config file; --config.name=value sets any of its fields"
-    arguments.add_argument("--config", **{"metavar": "FILE", "help": settings, **options})
+    """Adds --config, to be parsed by `parse_with_config`.
+
+    Args:
+      options: of `add_argument`; `help` says what the config is of.
+    """
+    meaning = options.pop("help", "config") + (
+        f": {', '.join(config_names())}, or a Python file of your own; it is run, so load only one that "
+        "you trust; --config.name=value sets any field"
+    )
+    arguments.add_argument("--config", metavar="NAME", help=meaning, **options)
 
 
 def parse_with_config(arguments: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
@@ -165,9 +188,13 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 
 def load_config(file: str, settings: Sequence[str] = ()) -> ConfigDict:
-    """Loads a config file, such as "configs/llama_7b.py" or "configs/llama_7b.py:v5e-64".
+    """Loads a config: "llama_7b", "llama_7b:v5e-64" with what its function takes, or "my/own.py".
+
+    The file is Python and is run: only one that is trusted may be loaded.
 
     Args:
+      file: a file that is there; otherwise the name of a config of the package, for which
+        "configs/NAME.py" stands too.
       settings: values for its fields, written `--config.name=value`.
 
     Raises:
@@ -175,7 +202,7 @@ def load_config(file: str, settings: Sequence[str] = ()) -> ConfigDict:
     """
     if not file:
         raise UserError("--config is empty")
-    known, argv = flags.FlagValues(), ["", f"--config={file}", *settings]
+    known, argv = flags.FlagValues(), ["", f"--config={_config_file(file)}", *settings]
     config_flags.DEFINE_config_file("config", flag_values=known, sys_argv=argv)
     try:
         known(argv)
@@ -188,6 +215,25 @@ def load_config(file: str, settings: Sequence[str] = ()) -> ConfigDict:
         return known.config
     except Exception as error:  # whatever a config file does while it is loaded
         raise UserError(f"cannot load the config: {shortened(error)}") from None
+
+
+def _config_file(given: str) -> str:
+    """The file that stands behind --config, with what follows its colon."""
+    name, *machine = given.split(":", 1)
+    if os.path.isfile(name):
+        return given
+    stem = pathlib.PurePath(name).stem
+    if stem not in config_names() or name not in (stem, f"configs/{stem}.py"):
+        raise UserError(
+            f"there is no config file {name}, nor a config of that name in the package: it has "
+            + ", ".join(config_names())
+        )
+    return ":".join([str(CONFIGS / f"{stem}.py"), *machine])
+
+
+def config_names() -> list[str]:
+    """The names of the configs that are part of the package."""
+    return sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
 
 
 def set_up_libraries() -> None:

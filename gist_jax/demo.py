@@ -39,8 +39,7 @@ ROUNDS = 10
 def main() -> None:
     """Runs the command."""
     arguments = parser(__doc__)
-    meaning = "config of all three runs; --config.name=value sets any of its fields"
-    add_config(arguments, default="configs/quickstart.py", help=meaning)
+    add_config(arguments, default="quickstart", help="config of all three runs")
     arguments.add_argument("--output", default="demo", help="folder for checkpoints, CSV and PNG")
     options, settings = parse_with_config(arguments)
     with exit_on_user_error():

@@ -1,6 +1,6 @@
 """Trains a model, and resumes a run that was stopped.
 
-python -m gist_jax.train --config=configs/quickstart.py --workdir=DIR
+python -m gist_jax.train --config=quickstart --workdir=DIR
 
 --config.name=value sets any field of the config, as in --config.optimizer.learning_rate=1e-4. The same
 command resumes where a run was stopped. Of several processes each runs this command: see launch/.

@@ -1,8 +1,8 @@
 """Compiles a config for TPUs or GPUs that are not there: does it fit, and how fast can it be?
 
-python launch/aot_compile.py --config=configs/llama_7b.py:v5e-64 --topology=v5e-64
-python launch/aot_compile.py --config=configs/llama_7b.py:8xH100 --topology=8xH100
-python launch/aot_compile.py --config=configs/llama_7b.py --topology=v4-16,v4-32,v4-64 --rows_per_chip=4
+python launch/aot_compile.py --config=llama_7b:v5e-64 --topology=v5e-64
+python launch/aot_compile.py --config=llama_7b:8xH100 --topology=8xH100
+python launch/aot_compile.py --config=llama_7b --topology=v4-16,v4-32,v4-64 --rows_per_chip=4
 
 For TPUs it needs libtpu: pip install 'gist_jax[tpu]'. For GPUs it needs jax-cuda12-plugin and
 jax-cuda12-pjrt of jax's version, and nvidia-cuda-nvcc-cu12, best in an environment of their own. XLA

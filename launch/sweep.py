@@ -1,6 +1,6 @@
 """Trains every condition for several numbers of gist tokens, and compares the results.
 
-python launch/sweep.py --config=configs/quickstart.py --output=DIR --num_gist_tokens=1,2,5 \\
+python launch/sweep.py --config=quickstart --output=DIR --num_gist_tokens=1,2,5 \\
   --config.num_steps=1000
 
 Each run has a workdir in DIR. The same command resumes where it was stopped, and leaves out what is
@@ -56,8 +56,7 @@ class Run:
 def main() -> None:
     """Runs the command."""
     arguments = parser(__doc__)
-    meaning = "config of all runs; --config.name=value sets any of its fields"
-    add_config(arguments, required=True, help=meaning)
+    add_config(arguments, required=True, help="config of all runs")
     arguments.add_argument("--output", required=True, type=pathlib.Path, help="folder for the workdirs")
     arguments.add_argument(
         "--conditions", type=_conditions, default=",".join(CONDITIONS), help="which, with commas"

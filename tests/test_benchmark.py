@@ -216,7 +216,7 @@ def test_lengths(tmp_path, monkeypatch, capsys):
 
 def test_estimates_of_accelerators(tmp_path, monkeypatch, capsys):
     """Bandwidth limits a chip that writes a token at a time; what does not fit has no time."""
-    arguments = "--config=configs/llama_7b.py", "--instruction=9", "--batch=1", f"--output={tmp_path}"
+    arguments = "--config=llama_7b", "--instruction=9", "--batch=1", f"--output={tmp_path}"
     text = command(benchmark, monkeypatch, capsys, *arguments)
     assert "A100-80GB" in text
     rows = table(tmp_path / "results.csv")
@@ -234,8 +234,8 @@ def test_estimates_of_accelerators(tmp_path, monkeypatch, capsys):
 
 
 MISTAKES = {
-    ("--config=configs/quickstart.py",): "config.model.vocab_size is 0",
-    ("--config=nowhere.py",): "No such file or directory: 'nowhere.py'",
+    ("--config=quickstart",): "config.model.vocab_size is 0",
+    ("--config=nowhere.py",): "there is no config file nowhere.py",
     (*SMALL, "--config.model.layers=3"): "unknown config field",
     (*SMALL, "--instruction=0"): "has a number below 1",
     (*SMALL, "--batch=x"): "--batch",

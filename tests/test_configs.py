@@ -1,13 +1,14 @@
 """Every config that is shipped can be run, and describes the model it names."""
 
 import math
-import pathlib
 import runpy
 
 import jax
 import pytest
 from jax.sharding import AbstractMesh
 
+from gist_jax import cli
+from gist_jax.errors import UserError
 from gist_jax.models import registry
 from gist_jax.sharding import MESH_AXES
 from gist_jax.training.config import validate
@@ -15,7 +16,6 @@ from gist_jax.training.program import make_program
 from gist_jax.training.recipes import MACHINES
 from gist_jax.training.run import model_config
 
-CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 # Vocabulary and parameters of the published checkpoints.
 PUBLISHED = {
     "llama_7b": (32_000, 6_738_415_616),
@@ -33,10 +33,10 @@ PUBLISHED = {
 
 
 def load(name, *machine):
-    return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](*machine)
+    return runpy.run_path(str(cli.CONFIGS / f"{name}.py"))["get_config"](*machine)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
+@pytest.mark.parametrize("name", cli.config_names())
 def test_a_config_is_valid(name):
     config = load(name)
     if config.adapter.rank:  # whose base the user names
@@ -69,3 +69,29 @@ def test_a_config_for_a_machine(name, machine):
 def test_an_unknown_machine():
     with pytest.raises(ValueError, match="'v5e-65' is not one of the machines 4xA100-80GB, 8xH100"):
         load("llama_7b", "v5e-65")
+
+
+def test_names_and_files(tmp_path, monkeypatch):
+    """Outside of a checkout names are those of the package; a file that is there comes first."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.load_config("quickstart", ["--config.seed=3"]).seed == 3
+    ours = cli.load_config("configs/quickstart.py")
+    assert ours.num_steps == cli.load_config("quickstart").num_steps == 1000
+    assert cli.load_config("llama_7b:v5e-64").mesh.tensor == 4
+    own = (
+        "from gist_jax.configs.quickstart import get_config as ours\n"
+        "def get_config():\n    config = ours()\n    config.num_steps = 7\n    return config\n"
+    )
+    (tmp_path / "configs").mkdir()
+    for name in ("own.py", "configs/quickstart.py"):
+        (tmp_path / name).write_text(own)
+        assert cli.load_config(name).num_steps == 7
+        assert cli.load_config(str(tmp_path / name)).num_steps == 7
+    (tmp_path / "llama_7b").mkdir()  # a workdir, say
+    assert cli.load_config("llama_7b").num_steps == load("llama_7b").num_steps
+
+
+@pytest.mark.parametrize("name", ["quick", "", ":v5e-64", "__init__", "../quickstart.py", "a" * 999])
+def test_a_config_that_is_not_there(name):
+    with pytest.raises(UserError, match="there is no config file|--config is empty"):
+        cli.load_config(name)

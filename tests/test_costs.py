@@ -25,7 +25,7 @@ WORKLOAD = Workload(instruction=9, input=5, output=4, batch=3, gist_tokens=2, on
 
 
 def model_of(name):
-    return model_config(cli.load_config(f"configs/{name}.py"))
+    return model_config(cli.load_config(name))
 
 
 # GFLOPs of a forward pass, by tokens of the prompt and of the input, with one gist token; measured by

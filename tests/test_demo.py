@@ -38,7 +38,7 @@ def test_demo(demo):
 @pytest.mark.slow
 def test_quickstart_of_t5(tmp_path):
     """Gisting alone, with half the steps, for want of time; neg_control does not get beyond 20 %."""
-    command = [sys.executable, "-m", "gist_jax.train", "--config=configs/quickstart_t5.py"]
+    command = [sys.executable, "-m", "gist_jax.train", "--config=quickstart_t5"]
     command += [f"--workdir={tmp_path}", "--config.num_steps=1000"]
     subprocess.run(command, cwd=ROOT, env=make_environment(), check=True, capture_output=True)
     metrics = read_metrics(tmp_path)[-1]

@@ -160,11 +160,12 @@ def test_a_tokenizer_survives_being_saved(lm, tmp_path):
     assert again.gist_id not in again.encode(text) and again.eos_id not in again.encode(text)
 
 
-def test_the_readme_speaks_the_vocabulary_of_the_corpus():
+def test_the_documentation_speaks_the_vocabulary_of_the_corpus():
     """Its examples would otherwise be unknown words to the model of the demo."""
-    readme = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+    root = pathlib.Path(__file__).parent.parent
+    text = "".join((root / name).read_text() for name in ("README.md", "docs/getting_started.md"))
     tokenizer = instructions.load_tokenizer()
-    spoken = re.findall(r'(?:compress\(|inputs=|--instruction=|--input=|^ {13})\[?"(.*)"', readme, re.M)
-    assert len(spoken) >= 5
+    spoken = re.findall(r'(?:compress\(|inputs=|--instruction=|--input=|^ {13})\[?"(.*)"', text, re.M)
+    assert len(spoken) >= 7
     for text in spoken:
         assert tokenizer.token_to_id("<unk>") not in tokenizer.encode(text.replace('"', " ")).ids, text

@@ -224,7 +224,7 @@ def tasks(text: str) -> list[str]:
 def main() -> None:
     """Runs the command."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("--config", default="configs/llama_30m.py", help="its model is measured")
+    arguments.add_argument("--config", default="llama_30m", help="its model is measured")
     arguments.add_argument("--tasks", type=tasks, default=",".join(TASKS), help="with commas between")
     of_rows = "rows x tokens of training and prefill, with commas between"
     arguments.add_argument("--shapes", type=shapes, default="8x128,4x512", help=of_rows)

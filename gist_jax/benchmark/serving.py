@@ -1,6 +1,6 @@
 """Continuous batching beside batches of a fixed size, and beside one request after the other.
 
-python -m gist_jax.benchmark.serving --config=configs/llama_30m.py --output=table.csv
+python -m gist_jax.benchmark.serving --config=llama_30m --output=table.csv
 
 The requests, with random weights and texts, come in an order, each with one of some gist caches, an
 input of 8 to 40 tokens and an output of 4 to 64. Batches of a fixed size take them in that order, and
@@ -161,7 +161,7 @@ def as_text(table: Sequence[TableRow]) -> str:
 def main() -> None:
     """Runs the command."""
     arguments = cli.parser(__doc__)
-    cli.add_config(arguments, default="configs/llama_30m.py")
+    cli.add_config(arguments, default="llama_30m")
     arguments.add_argument("--dtype", default="float32", choices=cli.DTYPES)
     arguments.add_argument("--requests", type=int, default=64)
     arguments.add_argument("--gists", type=int, default=16, help="caches that they share")

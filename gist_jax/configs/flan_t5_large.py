@@ -1,6 +1,6 @@
-"""FLAN-T5-XL, 3 billion parameters, finetuned on Alpaca+.
+"""FLAN-T5-Large, 780 million parameters, finetuned on Alpaca+.
 
---config.data.source=DIR, and --config=configs/flan_t5_xl.py:v5e-64 for one of `recipes.MACHINES`.
+--config.data.source=DIR, and --config=flan_t5_large:v5e-64 for one of `recipes.MACHINES`.
 """
 
 from ml_collections import ConfigDict
@@ -10,12 +10,12 @@ from gist_jax.training.recipes import flan_t5, for_machine
 
 def get_config(machine: str = "") -> ConfigDict:
     config = flan_t5(
-        "google/flan-t5-xl",
-        hidden_size=2048,
-        intermediate_size=5_120,
+        "google/flan-t5-large",
+        hidden_size=1024,
+        intermediate_size=2_816,
         num_layers=24,
         num_decoder_layers=24,
-        num_heads=32,
+        num_heads=16,
     )
     config.remat = "dots"
     return for_machine(config, machine)

@@ -1,6 +1,6 @@
 """Llama-3.2-1B finetuned on Alpaca+ with the paper's recipe for LLaMA.
 
---config.data.source=DIR, and --config=configs/llama_3_2_1b.py:v5e-64 for one of `recipes.MACHINES`.
+--config.data.source=DIR, and --config=llama_3_2_1b:v5e-64 for one of `recipes.MACHINES`.
 """
 
 from ml_collections import ConfigDict

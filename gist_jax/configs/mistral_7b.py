@@ -1,6 +1,6 @@
 """Mistral-7B finetuned on Alpaca+ with the paper's recipe for LLaMA.
 
---config.data.source=DIR, and --config=configs/mistral_7b.py:v5e-64 for one of `recipes.MACHINES`.
+--config.data.source=DIR, and --config=mistral_7b:v5e-64 for one of `recipes.MACHINES`.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """LLaMA-7B finetuned on Alpaca+ as in the paper.
 
---config.data.source=DIR, and --config=configs/llama_7b.py:v5e-64 for one of `recipes.MACHINES`.
+--config.data.source=DIR, and --config=llama_7b:v5e-64 for one of `recipes.MACHINES`.
 """
 
 from ml_collections import ConfigDict

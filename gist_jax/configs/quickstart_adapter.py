@@ -2,9 +2,9 @@
 
 The base is the quickstart without gist tokens, whose directory is --config.pretrained:
 
-python -m gist_jax.train --config=configs/quickstart.py --workdir=DIR/base \\
+python -m gist_jax.train --config=quickstart --workdir=DIR/base \\
     --config.condition=pos_control --config.num_gist_tokens=0
-python -m gist_jax.train --config=configs/quickstart_adapter.py --workdir=DIR/adapter \\
+python -m gist_jax.train --config=quickstart_adapter --workdir=DIR/adapter \\
     --config.pretrained=DIR/base
 """
 

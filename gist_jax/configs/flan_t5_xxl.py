@@ -1,6 +1,6 @@
 """FLAN-T5-XXL, 11 billion parameters, finetuned on Alpaca+ as in the paper.
 
---config.data.source=DIR, and --config=configs/flan_t5_xxl.py:v5e-64 for one of `recipes.MACHINES`.
+--config.data.source=DIR, and --config=flan_t5_xxl:v5e-64 for one of `recipes.MACHINES`.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """FLAN-T5-Base, 250 million parameters, finetuned on Alpaca+.
 
---config.data.source=DIR, and --config=configs/flan_t5_base.py:v5e-64 for one of `recipes.MACHINES`.
+--config.data.source=DIR, and --config=flan_t5_base:v5e-64 for one of `recipes.MACHINES`.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """Llama-3.1-8B finetuned on Alpaca+ with the paper's recipe for LLaMA.
 
---config.data.source=DIR, and --config=configs/llama_3_1_8b.py:v5e-64 for one of `recipes.MACHINES`.
+--config.data.source=DIR, and --config=llama_3_1_8b:v5e-64 for one of `recipes.MACHINES`.
 """
 
 from ml_collections import ConfigDict
