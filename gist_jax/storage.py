@@ -7,6 +7,7 @@ folders are nothing but the beginnings of their names, so that none is made.
 import atexit
 import functools
 import importlib.util
+import logging
 import os
 import pathlib
 import shutil
@@ -67,6 +68,7 @@ def _reach(bucket: str) -> Any:
 
     # A listing that is kept knows nothing of what TensorStore and other processes write.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # or it shows what it raises, and tries again
     path = epath.Path(f"{_SCHEME}{bucket}")
     try:
         is_there = path.exists()
