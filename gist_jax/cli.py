@@ -118,10 +118,25 @@ def positive_ints(text: str) -> list[int]:
 
 
 def add_model(arguments: argparse.ArgumentParser) -> None:
-    """Adds --model, --dtype and what `add_adapter` adds."""
+    """Adds --model, --dtype, and what `add_adapter` and `add_mesh` add."""
     arguments.add_argument("--model", required=True, help=MODEL_HELP)
     arguments.add_argument("--dtype", default="float32", choices=DTYPES)
     add_adapter(arguments)
+    add_mesh(arguments)
+
+
+def add_mesh(arguments: argparse.ArgumentParser) -> None:
+    """Adds --mesh.tensor and --mesh.data, which `mesh_of` reads."""
+    split = "devices over which heads, feed-forward network and vocabulary are split"
+    arguments.add_argument("--mesh.tensor", type=int, metavar="N", help=split)
+    rows = "groups of such devices over which rows are split"
+    arguments.add_argument("--mesh.data", type=int, metavar="N", help=rows)
+
+
+def mesh_of(options: argparse.Namespace) -> dict[str, int] | None:
+    """Sizes of the mesh that is asked for, by axis; None: one device."""
+    sizes = {axis: getattr(options, f"mesh.{axis}") for axis in ("data", "tensor")}
+    return {axis: size for axis, size in sizes.items() if size is not None} or None
 
 
 def add_adapter(arguments: argparse.ArgumentParser) -> None:

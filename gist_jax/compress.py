@@ -7,11 +7,19 @@ python -m gist_jax.compress --model=DIR --after=x.gist.safetensors --instruction
 
 import argparse
 
-from gist_jax.cli import K_HELP, add_model, exit_on_user_error, output_file, parser, set_up_libraries
+from gist_jax.cli import (
+    K_HELP,
+    add_model,
+    exit_on_user_error,
+    mesh_of,
+    output_file,
+    parser,
+    set_up_libraries,
+)
 from gist_jax.inference.gist_cache import GistCache
 from gist_jax.inference.instruction_files import compress_file
 from gist_jax.inference.language_model import LanguageModel
-from gist_jax.inference.load import load
+from gist_jax.inference.load import load, load_chosen
 
 
 def main() -> None:
@@ -48,7 +56,7 @@ def main() -> None:
     with exit_on_user_error():
         set_up_libraries()
         after = GistCache.load(options.after) if options.after else None
-        model = load(options.model, dtype=options.dtype, adapter=options.adapter, base=options.base)
+        model = load_chosen(options)
         if options.num_gist_tokens is not None:
             model = model.with_gist_tokens(options.num_gist_tokens)
         if options.instructions is None:
@@ -63,7 +71,9 @@ def main() -> None:
 
 
 def _show_fidelity(model: LanguageModel, options: argparse.Namespace) -> None:
-    reference = load(options.reference, dtype=options.dtype) if options.reference else None
+    reference = None
+    if options.reference:
+        reference = load(options.reference, dtype=options.dtype, mesh=mesh_of(options))
     inputs = options.input or [""]
     pairs = [(text, given) for text in options.instruction for given in inputs]
     for found in model.fidelity(*map(list, zip(*pairs, strict=True)), reference=reference):

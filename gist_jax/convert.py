@@ -24,7 +24,7 @@ from gist_jax.cli import (
 )
 from gist_jax.data.tokenization import load_tokenizer
 from gist_jax.inference.gist_cache import GistCache
-from gist_jax.inference.load import export_adapter, is_adapter, load
+from gist_jax.inference.load import export_adapter, is_adapter, load, load_chosen
 from gist_jax.interop import weight_diff
 from gist_jax.interop.export import EXPORT_DTYPES
 from gist_jax.interop.huggingface import Checkpoint, find
@@ -69,7 +69,7 @@ def _diff(options: argparse.Namespace) -> None:
 
 
 def _prefix(options: argparse.Namespace) -> None:
-    model = load(options.model, dtype=options.dtype, adapter=options.adapter, base=options.base)
+    model = load_chosen(options)
     prefix = model.prefix(GistCache.load(options.gist))
     if options.format == "mlx":
         prefix.save_mlx(options.output)

@@ -16,6 +16,7 @@ from gist_jax.cli import (
     K_HELP,
     MODEL_HELP,
     add_adapter,
+    add_mesh,
     exit_on_user_error,
     output_file,
     parser,
@@ -27,7 +28,7 @@ from gist_jax.evaluation import suite
 from gist_jax.evaluation.predict import predict
 from gist_jax.evaluation.predictions import Record, read_predictions
 from gist_jax.evaluation.scores import as_text, scored, table
-from gist_jax.inference.load import load
+from gist_jax.inference.load import load_chosen
 from gist_jax.io import read_json, write_csv
 from gist_jax.training.config import default, evaluation_lengths
 from gist_jax.workdir import CONFIG, MODEL
@@ -60,6 +61,7 @@ def main() -> None:
     arguments.add_argument("--dtype", choices=DTYPES, help=same)
     arguments.add_argument("--source", help=f"data, as config.data.source; {same}")
     add_adapter(arguments)
+    add_mesh(arguments)
     arguments.add_argument("--num_gist_tokens", type=int, help=K_HELP)
     for name, meaning in FIELDS.items():
         arguments.add_argument(f"--{name}", type=int, help=f"{meaning}; {same}")
@@ -112,7 +114,7 @@ def _predict(options: argparse.Namespace) -> list[Record]:
             raise UserError(f"--{name} must be at least {least}, but is {settings[name]}")
     dtype = options.dtype or of_run.get("dtype", "float32")
     chosen = first(splits[split], settings.pop("num_examples"))
-    model = load(options.model, dtype=dtype, adapter=options.adapter, base=options.base)
+    model = load_chosen(options, dtype=dtype)
     if options.num_gist_tokens is not None:
         model = model.with_gist_tokens(options.num_gist_tokens)
     records = predict(model, chosen, **settings, description=split)

@@ -20,7 +20,7 @@ from gist_jax.errors import UserError
 from gist_jax.inference.gist_cache import GistCache
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.inference.library import GistLibrary
-from gist_jax.inference.load import load
+from gist_jax.inference.load import load_chosen
 from gist_jax.inference.request_files import STANDARD, answer_file, answer_stream
 from gist_jax.inference.requests import Request
 from gist_jax.io import atomic_write
@@ -59,7 +59,7 @@ def main() -> None:
     with exit_on_user_error():
         set_up_libraries()
         library = GistLibrary(options.library) if options.library else {}
-        lm = load(options.model, dtype=options.dtype, adapter=options.adapter, base=options.base)
+        lm = load_chosen(options)
         if options.input is not None:
             _generate(options, lm, library)
         else:

@@ -14,7 +14,7 @@ from gist_jax import cli
 from gist_jax.data.sources import Examples, first, load_data
 from gist_jax.errors import UserError
 from gist_jax.evaluation.labels import Labelling, label
-from gist_jax.inference.load import load
+from gist_jax.inference.load import load_chosen
 from gist_jax.inference.sampling import make_sampling
 from gist_jax.training import distributed
 
@@ -59,7 +59,7 @@ def _label(options: argparse.Namespace) -> None:
     splits: dict[str, Examples] = data.splits
     if options.num_examples is not None:
         splits = {name: first(split, options.num_examples) for name, split in splits.items()}
-    model = load(options.model, dtype=options.dtype, adapter=options.adapter, base=options.base)
+    model = load_chosen(options)
     teacher = dataclasses.replace(
         model, num_gist_tokens=0, gist_token_choices=(), condition="pos_control", adapter=None
     )

@@ -21,7 +21,7 @@ from gist_jax.cli import (
 from gist_jax.data.files import read_records
 from gist_jax.errors import UserError
 from gist_jax.inference.library import GistLibrary
-from gist_jax.inference.load import load
+from gist_jax.inference.load import load_chosen
 from gist_jax.io import format_table
 
 
@@ -42,7 +42,7 @@ def _add(options: argparse.Namespace) -> None:
     else:
         raise UserError("give --name and --instruction, or a file of --instructions")
     library = GistLibrary(options.library)
-    model = load(options.model, dtype=options.dtype, adapter=options.adapter, base=options.base)
+    model = load_chosen(options)
     library.add(texts, model)
     print(f"{options.library}: {len(texts)} added, {len(library)} in all")
 

@@ -7,6 +7,7 @@ moments), `tensor` splits heads, feed-forward and vocabulary. Models only ever n
 way to split a model is another table. XLA inserts the communication that follows from it.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,6 +62,20 @@ def partition_spec(mesh: Any, axes: Sequence[str], shape: Sequence[int]) -> Part
     )
 
 
+def fitted_size(mesh: Any, axis: str, size: int) -> int:
+    """How many entries a dimension has where a model writes on a mesh (or abstract mesh).
+
+    A vocabulary is padded until it divides over the devices, and key/value heads are repeated, each as
+    often as the others.
+    """
+    if mesh is None or mesh.empty:
+        return size
+    shards = num_shards(mesh, axis)
+    if axis == "vocab":
+        return size + -size % shards
+    return math.lcm(size, shards) if axis == "kv_heads" else size
+
+
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
     """Returns `x` split by the logical axes of its dimensions, and its gradient likewise.
 
@@ -70,6 +85,11 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(mesh, axes, x.shape))
+
+
+def in_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Where the programs of a mesh are to be called; None: anywhere."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def platform() -> str:
@@ -100,6 +120,35 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     # An axis may have to be a part of one of a TPU's torus.
     placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
+
+
+def inference_mesh(sizes: Mapping[str, int]) -> Mesh:
+    """Makes a mesh of the first devices there are, such as four of `{"tensor": 4}`; other axes are 1.
+
+    Raises:
+      UserError: if an axis is unknown, or there are fewer devices.
+    """
+    if unknown := sorted(sizes.keys() - set(MESH_AXES)):
+        raise UserError(f"a mesh has the axes {', '.join(MESH_AXES)}, not {unknown[0]}")
+    shape = dict.fromkeys(MESH_AXES, 1) | dict(sizes)
+    wanted, devices = math.prod(shape.values()), jax.devices()
+    if min(shape.values()) < 1 or wanted > len(devices):
+        named = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+        raise UserError(f"the mesh ({named}) does not fit the {len(devices)} device(s) there are")
+    return make_mesh(shape, devices[:wanted])
+
+
+def for_writing(mesh: Mesh, heads: int, mlp: int) -> Mesh:
+    """The mesh on which the model of a training run writes: the same devices, in the same order.
+
+    What splits parameters in training would gather them for every token. So as many of these devices as
+    divide the heads and the feed-forward network split those, and the others split rows.
+    """
+    data, fsdp, tensor = mesh.devices.shape
+    together = fsdp * tensor
+    split = max(n for n in range(1, together + 1) if not (together % n or heads % n or mlp % n))
+    placed = mesh.devices.reshape(data * together // split, 1, split)
+    return Mesh(placed, MESH_AXES, axis_types=mesh.axis_types)
 
 
 def named_sharding(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> NamedSharding:

@@ -4,7 +4,7 @@ import re
 import resource
 
 import pytest
-from ahead import compile_ahead, reports_in
+from ahead import check_split_decoding, compile_ahead, reports_in
 
 pytest.importorskip("libtpu")
 
@@ -37,7 +37,11 @@ def test_what_a_small_model_needs(tmp_path):
         assert kept < report["total"] < kept + 2 * report["activations"] + 2**23
         low, high = report["seconds"]
         assert 0 < low <= high <= 3 * low
-    assert re.search(r"decode on v5e:2x2: 4 chips \(data 1, fsdp 2, tensor 2\)", done.stdout)
+    assert re.search(r"decode on v5e:2x2: 4 chips \(data 2, fsdp 1, tensor 2\)", done.stdout)
+
+
+def test_decoding_on_several_chips(tmp_path):
+    check_split_decoding("v5e-8", tmp_path / "reports.json")
 
 
 def test_what_an_adapter_needs(tmp_path):
@@ -90,7 +94,7 @@ def test_several_slices_and_mistakes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "topology"), [("llama_7b", "v4-32"), ("flan_t5_xxl", "v5e-64")])
+@pytest.mark.parametrize(("name", "topology"), [("llama_7b", "v5e-64"), ("flan_t5_xxl", "v4-32")])
 def test_the_models_of_the_paper_fit(name, topology, tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_DATA, (20 * 10**9, 20 * 10**9))
@@ -100,7 +104,10 @@ def test_the_models_of_the_paper_fit(name, topology, tmp_path):
     done = compile_ahead(f"--config={name}:{topology}", *arguments, timeout=600, preexec_fn=limit)
     assert done.returncode == 0, done.stderr
     train = reports_in(output)["train"]
+    # Two of LLaMA-7B's layers alone need 11.4 GiB if activations are not constrained to be split: on CPUs
+    # XLA does so by itself.
     assert train["excess"] == 0 and train["chips"] == (64 if topology == "v5e-64" else 16)
+    assert train["total"] < (9 if name == "llama_7b" else 13) * 2**30
     assert train["utilisation"][1] <= 1
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from ahead import compile_ahead, reports_in
+from ahead import check_split_decoding, compile_ahead, reports_in
 
 from gist_jax.errors import UserError
 from gist_jax.training.topology import compile_for, devices_of
@@ -45,7 +45,12 @@ def test_what_a_small_model_needs(tmp_path):
         assert report["bytes_between_nodes"] == 0
         low, high = report["seconds"]
         assert 0 < low <= high <= 4 * low
-    assert "decode on 8xH100: 8 chips (data 1, fsdp 4, tensor 2)" in done.stdout
+    assert "decode on 8xH100: 8 chips (data 4, fsdp 1, tensor 2)" in done.stdout
+
+
+@needs_compiler
+def test_decoding_on_several_gpus(tmp_path):
+    check_split_decoding("8xH100", tmp_path / "reports.json")
 
 
 @needs_compiler

@@ -23,9 +23,10 @@ from gist_jax.benchmark.rows import Row
 from gist_jax.benchmark.workload import Workload
 from gist_jax.errors import UserError
 from gist_jax.inference.load import load
+from gist_jax.inference.parameters import for_inference, load_shardings
 from gist_jax.io import write_csv
 from gist_jax.models import registry
-from gist_jax.models.stack import unstacked
+from gist_jax.sharding import inference_mesh
 from gist_jax.training.run import model_config
 
 # Fields of a workload, their values by default, and what they mean.
@@ -52,6 +53,7 @@ def main() -> None:
     arguments.add_argument("--one_instruction", action="store_true", help="rows share it, and its cache")
     requests = f"CSV file of single requests in place of a grid: {', '.join(LENGTHS)}"
     arguments.add_argument("--lengths", help=requests)
+    cli.add_mesh(arguments)
     arguments.add_argument("--rounds", type=int, default=30, help="how often each program is timed")
     arguments.add_argument("--output", default="benchmark", help="folder, or with --lengths a CSV file")
     options, settings = cli.parse_with_config(arguments)
@@ -125,16 +127,21 @@ def _dtype(options: argparse.Namespace, config: ConfigDict) -> str:
 
 def _model(options: argparse.Namespace, config: ConfigDict | None) -> tuple[str, BenchmarkModel | None]:
     """What to call the model, and the model if it is timed."""
+    sizes = cli.mesh_of(options)
     if config is None:
-        lm = load(options.model, dtype=options.dtype or "float32")
+        lm = load(options.model, dtype=options.dtype or "float32", mesh=sizes)
         # A model that has no gist token yet takes as long with any other.
         gist_token = min(lm.tokenizer.gist_id, lm.config.vocab_size - 1)
-        return options.model, BenchmarkModel(lm.config, lm.params, gist_token)
+        return options.model, BenchmarkModel(lm.config, lm.params, gist_token, lm.mesh)
     if not options.random_weights:
         return options.config, None
     model, dtype = model_config(config), jnp.dtype(_dtype(options, config))
-    params = jax.jit(lambda key: unstacked(registry.init(model, key, dtype)))(jax.random.key(0))
-    return f"{options.config}, random weights", BenchmarkModel(model, params, model.vocab_size - 1)
+    mesh = None if sizes is None else inference_mesh(sizes)
+    shardings = load_shardings(model, mesh)
+    make = jax.jit(lambda: registry.init(model, jax.random.key(0), dtype), out_shardings=shardings)
+    params = for_inference(make(), dtype.name, model, mesh, donate=True)
+    timed = BenchmarkModel(model, params, model.vocab_size - 1, mesh)
+    return f"{options.config}, random weights", timed
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
 from gist_jax.benchmark.costs import costs
 from gist_jax.benchmark.equivalence import agreement, logits_after
@@ -20,6 +21,7 @@ from gist_jax.cost_model.hlo import bytes_accessed
 from gist_jax.inference.decode import first_token, generate, next_token
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
+from gist_jax.sharding import in_mesh
 
 
 class BenchmarkModel(NamedTuple):
@@ -28,6 +30,7 @@ class BenchmarkModel(NamedTuple):
     config: ModelConfig
     params: Params  # on the device, with unrolled layers
     gist_token: int
+    mesh: Mesh | None = None  # of the devices that share the parameters
 
     @property
     def dtype(self) -> str:
@@ -65,7 +68,8 @@ def measure(
     counted = {mode: costs(model.config, workload, mode, model.dtype) for mode in MODES}
     rows = {mode: cost_row(workload, mode, counted) for mode in MODES}
     try:
-        measured = _measured(model, workload, rounds, tick)
+        with in_mesh(model.mesh):
+            measured = _measured(model, workload, rounds, tick)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

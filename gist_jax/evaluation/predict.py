@@ -13,6 +13,7 @@ from gist_jax.inference.language_model import LanguageModel
 from gist_jax.io import write_csv
 from gist_jax.models.adapter import Adapter
 from gist_jax.models.stack import Params
+from gist_jax.sharding import for_writing
 from gist_jax.training.config import (
     adapter_config,
     evaluation_lengths,
@@ -100,13 +101,14 @@ def complete(
 def evaluator(run: Run) -> Evaluate:
     """What the training loop calls to evaluate by generation.
 
-    It generates on the mesh of the run, each device its share of the rows, for every validation split;
-    the first process writes `predictions/STEP-SPLIT.csv` into the workdir. It returns metrics named
+    It generates on the devices of the run, see `sharding.for_writing`, for every validation split; the
+    first process writes `predictions/STEP-SPLIT.csv` into the workdir. It returns metrics named
     "split/metric", in every process. Of a run with several numbers of gist tokens they are those of the
     largest, and "split_k1/metric" those of the smallest, k = 1.
     """
     options, splits = run.config.evaluation, run.validation_splits()
-    mesh, counts = run.program.mesh, gist_token_counts(run.config)
+    counts = gist_token_counts(run.config)
+    mesh = for_writing(run.program.mesh, run.model.num_heads, run.model.intermediate_size)
     adapter = adapter_config(run.config)
     base = None if adapter is None else run.frozen
 

@@ -13,7 +13,7 @@ from gist_jax.inference.buckets import bucket, padded_rows, padded_spans
 from gist_jax.inference.decode import generate
 from gist_jax.inference.gist_cache import GistCache
 from gist_jax.inference.sampling import Sampling
-from gist_jax.sharding import named_sharding, num_shards
+from gist_jax.sharding import in_mesh, named_sharding, num_shards
 
 if TYPE_CHECKING:
     from gist_jax.inference.language_model import LanguageModel
@@ -36,27 +36,28 @@ def generate_ids(
         placed = functools.partial(_on_mesh, lm.mesh)
         tokens, segment, span = jax.tree.map(placed, (tokens, segment, span))
     if gists is not None:
-        gists = gists.bare(lm.dtype)
+        gists = gists.bare(lm.dtype, lm.mesh)
         if 1 < len(gists) != len(tokens):  # rows of padding need a cache too: any will do
             gists = gists[np.arange(len(tokens)) % len(gists)]
-    output = generate(
-        lm.params,
-        tokens,
-        segment,
-        gists,
-        np.int32(max_new_tokens),
-        np.int32(lm.tokenizer.eos_id),
-        np.uint32(seed % 2**32),
-        sampling,
-        config=lm.config,
-        condition=lm.condition,
-        gist_token=lm.tokenizer.gist_id,
-        max_new=bucket(max_new_tokens, smallest=16),
-        # Texts without gist tokens run the programs of the base.
-        adapter=lm.adapter if any(lm.tokenizer.gist_id in row for row in rows) else None,
-        mask=lm.mask,
-        span=span,
-    )
+    with in_mesh(lm.mesh):
+        output = generate(
+            lm.params,
+            tokens,
+            segment,
+            gists,
+            np.int32(max_new_tokens),
+            np.int32(lm.tokenizer.eos_id),
+            np.uint32(seed % 2**32),
+            sampling,
+            config=lm.config,
+            condition=lm.condition,
+            gist_token=lm.tokenizer.gist_id,
+            max_new=bucket(max_new_tokens, smallest=16),
+            # Texts without gist tokens run the programs of the base.
+            adapter=lm.adapter if any(lm.tokenizer.gist_id in row for row in rows) else None,
+            mask=lm.mask,
+            span=span,
+        )
     if not output.is_fully_addressable:  # other processes have some of the rows
         output = multihost_utils.process_allgather(output, tiled=True)
     return np.asarray(output)[: len(rows), :max_new_tokens]

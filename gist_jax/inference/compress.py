@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,6 +13,7 @@ from gist_jax.inference.buckets import padded_rows, padded_spans
 from gist_jax.inference.checks import check_cache, check_positions
 from gist_jax.inference.gist_cache import THEN, GistCache, Origin
 from gist_jax.inference.prefill import compress, encode_after
+from gist_jax.sharding import in_mesh
 
 if TYPE_CHECKING:
     from gist_jax.inference.language_model import LanguageModel
@@ -47,21 +49,25 @@ def compressed(
     before = np.zeros(1, int) if after is None else np.asarray(after.offset)
     check_positions(int(np.max(before + [len(row) for row in rows])), lm.config)
     tokens, segment = padded_rows(rows, lm.tokenizer.pad_id)
-    prefix = None if after is None else after.bare(lm.dtype)
+    prefix = None if after is None else after.bare(lm.dtype, lm.mesh)
     if prefix is not None and 1 < len(prefix) != len(tokens):  # rows of padding need one too: any
         prefix = prefix[np.arange(len(tokens)) % len(prefix)]
-    gists = compress(
-        lm.params,
-        tokens,
-        segment,
-        config=lm.config,
-        gist_token=lm.tokenizer.gist_id,
-        num_kept=lm.num_gist_tokens + lm.mask.extra,
-        adapter=lm.adapter,
-        prefix=prefix,
-        mask=lm.mask,
-        span=padded_spans(lm.template.gives_spans, rows, tokens.shape),
-    )[: len(rows)]
+    with in_mesh(lm.mesh):
+        gists = compress(
+            lm.params,
+            tokens,
+            segment,
+            config=lm.config,
+            gist_token=lm.tokenizer.gist_id,
+            num_kept=lm.num_gist_tokens + lm.mask.extra,
+            adapter=lm.adapter,
+            prefix=prefix,
+            mask=lm.mask,
+            span=padded_spans(lm.template.gives_spans, rows, tokens.shape),
+        )
+    if lm.mesh is not None:  # so that any other model can use them
+        gists = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), gists)
+    gists = gists[: len(rows)]
     return dataclasses.replace(gists, origin=origin, instructions=_all_texts(texts, after))
 
 
@@ -79,12 +85,12 @@ def encoded_after(
     lm: "LanguageModel", gists: GistCache, rows: Sequence[Sequence[int]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """What an encoder leaves of gist caches and rows of ids; see `LanguageModel.encode_inputs`."""
-    gists = gists.bare(lm.dtype)
+    gists = gists.bare(lm.dtype, lm.mesh)
     gists = gists[np.arange(len(rows)) % len(gists)]
     tokens, segment = (x[: len(rows)] for x in padded_rows(rows, lm.tokenizer.pad_id))
     settings: dict[str, Any] = dict(config=lm.config, gist_token=lm.tokenizer.gist_id)
-    read, states = gists.memory.states, encode_after(lm.params, tokens, segment, gists, **settings)
-    assert read is not None  # of an encoder
-    joined = jnp.concatenate([read, states], axis=1)
+    with in_mesh(lm.mesh):
+        states = encode_after(lm.params, tokens, segment, gists, **settings)
+    joined = np.concatenate([np.asarray(gists.memory.states), np.asarray(states)], axis=1)
     mask = np.concatenate([np.asarray(gists.layout.segment), segment], axis=1)
-    return np.array(joined.astype(jnp.float32)), mask.astype(np.int32)  # PyTorch wants its own
+    return joined.astype(np.float32), mask.astype(np.int32)

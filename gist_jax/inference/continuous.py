@@ -6,7 +6,6 @@ that the same rows give the same outputs to the last bit.
 """
 
 import collections
-import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +31,7 @@ from gist_jax.inference.slots import (
 from gist_jax.models.adapter import Adapter
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
-from gist_jax.sharding import named_sharding, num_shards
+from gist_jax.sharding import in_mesh, named_sharding, num_shards
 
 LOOK_EVERY = 16  # steps
 SMALLEST = 16  # length of a prompt, a context or a ring, as they are padded
@@ -66,7 +65,7 @@ class Programs:
     eos_token: int
     pad_id: int
     adapter: Adapter | None
-    mesh: jax.sharding.Mesh | None  # of the devices that share the rows
+    mesh: jax.sharding.Mesh | None  # of the devices that share rows and parameters
     mask: MaskConfig = PAPER_MASK
     gives_spans: bool = False  # whether spans cannot be read off the ids
 
@@ -87,7 +86,7 @@ class Programs:
         """The position of that token."""
         if self.config.is_encoder_decoder:
             return 0
-        return len(row.ids) - 1 + (0 if row.prefix is None else int(row.prefix.offset[0]))
+        return len(row.ids) - 1 + (0 if row.prefix is None else int(np.asarray(row.prefix.offset)[0]))
 
     def padded(self, rows: int) -> int:
         """A number of rows that holds so many: of few different ones, and divided by the mesh."""
@@ -100,10 +99,6 @@ class Programs:
             return rows
         axes = ("batch", *["length"] * (rows.ndim - 1))
         return jax.device_put(rows, named_sharding(self.mesh, axes, rows.shape))
-
-    def in_mesh(self) -> contextlib.AbstractContextManager[Any]:
-        """Where the programs are to be called."""
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
 def write_rows(
@@ -137,7 +132,7 @@ class _Writer:
 
     def run(self) -> Iterator[Row]:
         while True:
-            with self._programs.in_mesh():
+            with in_mesh(self._programs.mesh):
                 changed = self._admit()
                 if any(self._rows):
                     changed += self._write()
@@ -221,7 +216,7 @@ class _Writer:
             programs.params,
             programs.place(tokens),
             programs.place(segment),
-            tuple(prefix.bare(programs.dtype) for prefix in prefixes),
+            tuple(prefix.bare(programs.dtype, programs.mesh) for prefix in prefixes),
             config=programs.config,
             condition=programs.condition,
             gist_token=programs.gist_token,

@@ -30,6 +30,7 @@ from gist_jax.models.config import ModelConfig
 from gist_jax.models.model import DecodeState, Model
 from gist_jax.models.registry import merge
 from gist_jax.models.stack import Params
+from gist_jax.sharding import in_mesh
 
 if TYPE_CHECKING:
     from gist_jax.inference.language_model import LanguageModel
@@ -123,14 +124,15 @@ def compare(
     with tqdm(total=len(inputs), desc="comparing", unit="output", leave=False) as bar:
         for start in range(0, len(inputs), BATCH):
             pairs = instructions[start : start + BATCH], inputs[start : start + BATCH]
-            written = _compare(
-                _reader(unmasked, *pairs, max_new_tokens),
-                _reader(lm, *pairs, max_new_tokens),
-                np.int32(max_new_tokens),
-                np.int32(lm.tokenizer.eos_id),
-                gist_token=lm.tokenizer.gist_id,
-                max_new=bucket(max_new_tokens, smallest=16),
-            )
+            readers = [_reader(each, *pairs, max_new_tokens) for each in (unmasked, lm)]
+            with in_mesh(lm.mesh):
+                written = _compare(
+                    *readers,
+                    np.int32(max_new_tokens),
+                    np.int32(lm.tokenizer.eos_id),
+                    gist_token=lm.tokenizer.gist_id,
+                    max_new=bucket(max_new_tokens, smallest=16),
+                )
             rows = (np.asarray(x)[: len(pairs[0]), :max_new_tokens] for x in written)
             for text, *row in zip(pairs[1], *rows, strict=True):
                 outputs.append(_output(lm, text, *row))
@@ -146,6 +148,8 @@ def _unmasked(lm: "LanguageModel", reference: "LanguageModel | None") -> "Langua
     if reference is not None:
         if reference.tokenizer.fingerprint() != lm.tokenizer.fingerprint():
             raise UserError("the reference has another tokenizer than the model: their tokens differ")
+        if reference.mesh != lm.mesh:
+            raise UserError("the reference lies on another mesh than the model")
         return dataclasses.replace(reference, condition="pos_control")
     if lm.adapter is None:
         return dataclasses.replace(lm, condition="pos_control")
@@ -188,7 +192,7 @@ def _reader(
     rows: list[list[int]] = [lm.template.input_ids(text) for text in inputs]
     prefix, before = None, np.zeros(1, int)
     if lm.condition == "gist":
-        prefix = lm.compress(instructions).bare(lm.dtype)
+        prefix = lm.compress(instructions).bare(lm.dtype, lm.mesh)
         before = np.asarray(prefix.offset)
     else:
         rows = [lm.template.instruction_ids(a) + b for a, b in zip(instructions, rows, strict=True)]

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.flax import save
@@ -108,14 +110,24 @@ class GistCache:
         layout = Layout(jnp.where(real, segment, 0), span, is_gist & real)
         return dataclasses.replace(self, memory=memory, layout=layout, origin=None, instructions=())
 
-    def bare(self, dtype: DTypeLike) -> "GistCache":
-        """The arrays alone, those of floating-point numbers in `dtype`, as programs take them."""
+    def bare(self, dtype: DTypeLike, mesh: Mesh | None = None) -> "GistCache":
+        """The arrays alone, those of floating-point numbers in `dtype`, as programs take them.
 
-        def cast(x: jax.Array) -> jax.Array:
+        Those of a mesh take arrays of the host, wherever these were made.
+        """
+
+        def cast(x: Any) -> Any:
             return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-        memory = jax.tree.map(cast, self.memory)
-        return dataclasses.replace(self, memory=memory, origin=None, instructions=())
+        bare = dataclasses.replace(self, origin=None, instructions=())
+        if mesh is not None:
+            bare = jax.tree.map(np.asarray, bare)
+        return dataclasses.replace(bare, memory=jax.tree.map(cast, bare.memory))
+
+    def with_heads(self, count: int) -> "GistCache":
+        """The same with so many key/value heads, as a model may have more of them on a mesh."""
+        memory = dataclasses.replace(self.memory, cache=self.memory.cache.with_heads(count))
+        return dataclasses.replace(self, memory=memory)
 
     def context_kv(self, model: Model) -> KVCache:
         """The keys and values that tokens of an output see of the compressed instructions."""

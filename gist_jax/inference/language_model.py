@@ -21,7 +21,7 @@ from gist_jax.inference.continuous import Programs, Row
 from gist_jax.inference.fidelity import Fidelity, fidelities
 from gist_jax.inference.fingerprint import adapter_fingerprint, base_fingerprint
 from gist_jax.inference.gist_cache import GistCache, Origin
-from gist_jax.inference.parameters import adapter_for_inference, for_inference
+from gist_jax.inference.parameters import adapter_for_inference, as_exported, for_inference
 from gist_jax.inference.rebase import prefix_of, rebased
 from gist_jax.inference.requests import (
     Request,
@@ -52,7 +52,7 @@ class LanguageModel:
     num_gist_tokens: int  # the most that it was trained with
     condition: str  # the attention mask the model was trained with
     template_name: str = "paper"  # of how prompts are written, see `PromptTemplate.name`
-    mesh: Mesh | None = None  # of the devices that share the rows of a batch; None: one device
+    mesh: Mesh | None = None  # of the devices that share rows and parameters; None: one device
     gist_token_choices: tuple[int, ...] = ()  # other numbers it was trained with
     adapter: Adapter | None = None  # what acts at gist tokens, in the form of the base's parameters
     mask: MaskConfig = PAPER_MASK  # what else it was trained with
@@ -72,20 +72,22 @@ class LanguageModel:
         gist_token_choices: tuple[int, ...] = (),
         adapter: Adapter | None = None,
         mask: MaskConfig = PAPER_MASK,
+        donate: bool = False,
     ) -> "LanguageModel":
-        """Casts stacked parameters once and unrolls their layers.
+        """Casts stacked parameters once and unrolls their layers, see `inference.parameters`.
 
         Args:
-          mesh: of the devices that share the rows of a batch; parameters are split as in training.
+          mesh: of the devices that share rows (its axis data) and parameters (its axis tensor).
+          donate: gives up `params`.
         """
-        params = for_inference(params, dtype, config, mesh)
+        params = for_inference(params, dtype, config, mesh, donate=donate)
         settings = config, params, tokenizer, num_gist_tokens, condition, template, mesh
         model = cls(*settings, gist_token_choices, mask=mask)
         return model if adapter is None else model.with_adapter(adapter)
 
     def with_adapter(self, adapter: Adapter) -> "LanguageModel":
         """The same model with an adapter, whose layers are stacked, at its gist tokens."""
-        unrolled = dataclasses.replace(adapter, params=adapter_for_inference(adapter.params, self.dtype))
+        unrolled = adapter_for_inference(adapter, self.dtype, self.config, self.mesh)
         return dataclasses.replace(self, adapter=unrolled)
 
     def with_gist_tokens(self, count: int) -> "LanguageModel":
@@ -105,7 +107,7 @@ class LanguageModel:
     def origin(self) -> Origin:
         """What this model's gist caches say of it; those of others are refused."""
         base, tokenizer = base_fingerprint(self.params, self.config), self.tokenizer.fingerprint()
-        adapter = "" if self.adapter is None else adapter_fingerprint(self.adapter)
+        adapter = "" if self.adapter is None else adapter_fingerprint(self.adapter, self.config)
         return Origin(base, tokenizer, adapter, template=self.template.name)
 
     @property
@@ -114,7 +116,8 @@ class LanguageModel:
         return self.params["embedding"].dtype.name
 
     def __repr__(self) -> str:
-        count = sum(x.size for x in jax.tree.leaves(self.params))
+        shapes = jax.eval_shape(functools.partial(as_exported, config=self.config), self.params)
+        count = sum(x.size for x in jax.tree.leaves(shapes))
         described = f"{self.config.family}, {count:,} parameters, {self.dtype}"
         k = " or ".join(map(str, self.gist_token_choices)) or self.num_gist_tokens
         adapter = "" if self.adapter is None else f", adapter of rank {self.adapter.config.rank}"
@@ -141,7 +144,8 @@ class LanguageModel:
             dtype=dtype,
             mask=self.mask,
         )
-        export(directory, self.params, self.config, self.tokenizer, **settings)
+        params = as_exported(self.params, self.config)
+        export(directory, params, self.config, self.tokenizer, **settings)
 
     @functools.cached_property
     def template(self) -> PromptTemplate:

@@ -1,15 +1,22 @@
 """Finding a model by a path or a hub id, and an adapter with its base."""
 
+import argparse
 import dataclasses
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
-from gist_jax.cli import DTYPES
+from jax.sharding import Mesh
+
+from gist_jax.cli import DTYPES, mesh_of
 from gist_jax.data.tokenization import load_tokenizer
 from gist_jax.errors import UserError
 from gist_jax.inference.language_model import LanguageModel
+from gist_jax.inference.parameters import load_shardings
 from gist_jax.interop.huggingface import Checkpoint, find
 from gist_jax.io import Path, atomic_directory
 from gist_jax.models.adapter import Adapter
+from gist_jax.sharding import inference_mesh
 from gist_jax.workdir import (
     MODEL,
     TOKENIZER,
@@ -22,7 +29,12 @@ from gist_jax.workdir import (
 
 
 def load(
-    path: Path, *, dtype: str = "float32", adapter: Path | None = None, base: Path | None = None
+    path: Path,
+    *,
+    dtype: str = "float32",
+    mesh: Mesh | Mapping[str, int] | None = None,
+    adapter: Path | None = None,
+    base: Path | None = None,
 ) -> LanguageModel:
     """Loads a model with its tokenizer.
 
@@ -30,6 +42,8 @@ def load(
       path: a training workdir, a directory in Hugging Face format, or a hub id. An adapter, or the
         workdir of its run, is loaded with the base that it was trained beside.
       dtype: of the parameters and the computation, "float32" or "bfloat16".
+      mesh: of several devices: `{"tensor": 4}` splits heads, feed-forward network and vocabulary over
+        the first four, with "data" beside it rows over groups of them. None: one device.
       adapter: of `path`, which is its base then.
       base: of the adapter in `path`, where it is no longer where it was.
 
@@ -42,6 +56,8 @@ def load(
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype must be {' or '.join(DTYPES)}, not {dtype!r}")
+    if mesh is not None and not isinstance(mesh, Mesh):
+        mesh = inference_mesh(mesh)
     directory = find(path)
     described = read_model(directory) if (directory / MODEL).exists() else None
     if described is not None and described.adapter is not None:
@@ -49,7 +65,7 @@ def load(
             raise UserError(
                 f"{path} is an adapter itself: give its base together with adapter={adapter}"
             )
-        return _adapted(directory, described, base or described.adapter.base, dtype)
+        return _adapted(directory, described, base or described.adapter.base, dtype, mesh)
     if base is not None:
         raise UserError(f"{path} is no adapter, so that it has no base")
     if adapter is not None:
@@ -57,10 +73,11 @@ def load(
         of_adapter = read_model(found) if (found / MODEL).exists() else None
         if of_adapter is None or of_adapter.adapter is None:
             raise UserError(f"{adapter} is no adapter")
-        return _adapted(found, of_adapter, path, dtype)
+        return _adapted(found, of_adapter, path, dtype, mesh)
     if described is not None:
+        shardings = load_shardings(described.config, mesh)
         return LanguageModel.from_params(
-            read_params(directory)[0],
+            read_params(directory, shardings)[0],
             described.config,
             load_tokenizer(directory / TOKENIZER),
             num_gist_tokens=described.num_gist_tokens,
@@ -69,13 +86,15 @@ def load(
             dtype=dtype,
             gist_token_choices=described.gist_token_choices,
             mask=described.mask,
+            mesh=mesh,
+            donate=True,
         )
     if not (directory / "config.json").exists():
         raise UserError(f"{directory} holds neither a trained run nor a Hugging Face checkpoint")
     checkpoint, tokenizer = Checkpoint(directory), load_tokenizer(directory)
     condition, num_gist_tokens, template, mask = checkpoint.gist_settings(tokenizer)
     return LanguageModel.from_params(
-        checkpoint.load(dtype),
+        checkpoint.load(dtype, load_shardings(checkpoint.config, mesh)),
         checkpoint.config,
         tokenizer,
         num_gist_tokens=num_gist_tokens,
@@ -83,15 +102,19 @@ def load(
         template=template,
         dtype=dtype,
         mask=mask,
+        mesh=mesh,
+        donate=True,
     )
 
 
-def _adapted(directory: pathlib.Path, described: Description, base: Path, dtype: str) -> LanguageModel:
+def _adapted(
+    directory: pathlib.Path, described: Description, base: Path, dtype: str, mesh: Mesh | None
+) -> LanguageModel:
     """A base with its adapter."""
     adapter = described.adapter
     assert adapter is not None
     try:
-        bare = load(base, dtype=dtype)
+        bare = load(base, dtype=dtype, mesh=mesh)
     except UserError as error:
         raise UserError(f"cannot load the base of the adapter {directory}: {error}") from None
     if bare.adapter is not None:
@@ -112,6 +135,12 @@ def _adapted(directory: pathlib.Path, described: Description, base: Path, dtype:
         mask=described.mask,
     )
     return model.with_adapter(Adapter(params, adapter.config))
+
+
+def load_chosen(options: argparse.Namespace, **settings: Any) -> LanguageModel:
+    """Loads what the arguments of `cli.add_model` name; `settings` come before them."""
+    chosen = dict(dtype=options.dtype, adapter=options.adapter, base=options.base, mesh=mesh_of(options))
+    return load(options.model, **{**chosen, **settings})
 
 
 def export_adapter(path: Path, output: Path) -> None:

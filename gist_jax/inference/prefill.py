@@ -18,6 +18,7 @@ from gist_jax.models.config import ModelConfig
 from gist_jax.models.model import DecodeState, Model, Tokens
 from gist_jax.models.registry import merge
 from gist_jax.models.stack import Params
+from gist_jax.sharding import constrain, fitted_size
 
 
 class Prefilled(NamedTuple):
@@ -54,6 +55,13 @@ def make_tokens(
     return Tokens(ids, positions, gist.mask_to_bias(mask, dtype), adapts)
 
 
+def fitted(prefix: GistCache | None, model: Model) -> GistCache | None:
+    """A gist cache, if there is one, with as many key/value heads as the model has on the mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    heads = fitted_size(mesh, "kv_heads", model.config.num_kv_heads)
+    return None if prefix is None else prefix.with_heads(heads)
+
+
 def run_prompt(
     model: Model,
     tokens: jax.Array,
@@ -72,7 +80,7 @@ def run_prompt(
       Final hidden states `[B, T, D]`, or of the slots that are `needed`, int `[B, Q]`; what later tokens
       may look at; and the layout `[B, T]`.
     """
-    layout = gist.layout_of(tokens, gist_token, segment, span, mask.extra)
+    layout, prefix = gist.layout_of(tokens, gist_token, segment, span, mask.extra), fitted(prefix, model)
     positions = gist.positions_of(segment)
     if prefix is not None:
         layout = gist.continued(prefix.layout, layout)
@@ -105,6 +113,7 @@ def prefill(
     span: jax.Array | None = None,
 ) -> tuple[Prefilled, DecodeState]:
     """Runs the prompts of a ragged batch and prepares decoding; arguments as of `decode.generate`."""
+    prefix = fitted(prefix, model)
     last = jnp.max(jnp.where(segment > 0, jnp.arange(tokens.shape[1]), 0), axis=1, keepdims=True)
     settings: dict[str, Any] = dict(condition=condition, gist_token=gist_token, mask=mask, span=span)
     hidden, memory, layout = run_prompt(model, tokens, segment, prefix, needed=last, **settings)
@@ -164,6 +173,7 @@ def compress(
       tokens. Those of `prefix` come first in it.
     """
     model = merge(params, config, adapter)
+    prefix = fitted(prefix, model)
     settings: dict[str, Any] = dict(condition="gist", gist_token=gist_token, mask=mask, span=span)
     _, memory, layout = run_prompt(model, tokens, segment, prefix, **settings)
     # Indices of the gist tokens, in order, then of others (for rows with fewer).
@@ -171,10 +181,13 @@ def compress(
     kept = gist.Layout(*(jnp.take_along_axis(x, slots, axis=1) for x in layout))
     kept = kept._replace(segment=jnp.where(kept.is_gist, kept.segment, 0))
     offset = jnp.sum(segment > 0, axis=1, dtype=jnp.int32)
-    if prefix is None:
-        return GistCache(memory.take(slots), kept, offset)
-    memory, kept = prefix.memory.join(memory.take(slots)), gist.joined(prefix.layout, kept)
-    return GistCache(memory, kept, prefix.offset + offset)
+    gists = GistCache(memory.take(slots), kept, offset)
+    if prefix is not None:
+        memory, kept = prefix.memory.join(gists.memory), gist.joined(prefix.layout, kept)
+        gists = GistCache(memory, kept, prefix.offset + offset)
+    gists = gists.with_heads(config.num_kv_heads)
+    # Whole everywhere: it is small, and any other mesh may be the one that uses it.
+    return jax.tree.map(lambda x: constrain(x, *["length"] * x.ndim), gists)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "gist_token"))

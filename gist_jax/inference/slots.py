@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from gist_jax import gist
 from gist_jax.inference.gist_cache import GistCache
-from gist_jax.inference.prefill import run_prompt
+from gist_jax.inference.prefill import fitted, run_prompt
 from gist_jax.inference.sampling import Sampling, row_keys, sample
 from gist_jax.models.adapter import Adapter
 from gist_jax.models.cache import AXES, KeyValue, KVCache
@@ -115,6 +115,7 @@ def read_prompts(
     """
     model = merge(params, config, adapter)
     prefix = jax.tree.map(lambda *rows: jnp.concatenate(rows), *prefixes) if prefixes else None
+    prefix = fitted(prefix, model)
     settings: dict[str, Any] = dict(condition=condition, gist_token=gist_token, mask=mask, span=span)
     _, memory, layout = run_prompt(model, tokens, segment, prefix, **settings)
     cache, seen = model.context_kv(memory), layout

@@ -61,6 +61,15 @@ class KVCache:
         """Keys and values of every layer, each `[B, K, S, H]`."""
         return [self.layer(i) for i in range(len(self.keys))]
 
+    def with_heads(self, count: int) -> "KVCache":
+        """The same cache of blocks `[B, K, S, H]` with every head repeated, or taken once of several."""
+
+        def fitted(x: jax.Array) -> jax.Array:
+            heads = x.shape[1]
+            return jnp.repeat(x, count // heads, axis=1) if count > heads else x[:, :: heads // count]
+
+        return jax.tree.map(fitted, self)
+
     def write(self, index: int, new: KeyValue, slot: int | jax.Array) -> KeyValue:
         """Writes keys and values, each `[B, K, T, H]`, into slots `slot … slot + T - 1` of a layer.
 

@@ -213,7 +213,10 @@ def head_logits(model: Any, hidden: jax.Array) -> jax.Array:
     else:
         matrix = constrain(model.head.kernel.astype(hidden.dtype), *VOCAB[::-1])
         logits = matmul_tokens(hidden, matrix, **options)
-    return constrain(logits, "batch", "length", "vocab")
+    logits = constrain(logits, "batch", "length", "vocab")
+    if (real := model.config.vocab_size) < logits.shape[-1]:  # padded, to be split over a mesh
+        logits = jnp.where(jnp.arange(logits.shape[-1]) < real, logits, -jnp.inf)
+    return logits
 
 
 def rotary_angles(positions: jax.Array, frequencies: jax.Array) -> tuple[jax.Array, jax.Array]:

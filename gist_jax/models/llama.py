@@ -181,7 +181,8 @@ class Llama(nnx.Module):
         """The last token of the prompt predicts the first of the output: nothing is left to run."""
         config, rows = self.config, hidden.shape[0]
         slots = bias.shape[-1] - sum(cache.num_slots for cache in context)
-        shape = rows, config.num_kv_heads, slots, config.head_dim
+        _, heads, _, head_dim = context[0].layer(0)[0].shape  # on a mesh there may be more heads
+        shape = rows, heads, slots, head_dim
         cache = KVCache.empty(config.num_layers, shape, hidden.dtype)
         return hidden, DecodeState(cache, jnp.int32(0), position + 1)
 

@@ -20,10 +20,11 @@ from gist_jax.cost_model.jaxpr import matmul_flops
 from gist_jax.errors import UserError
 from gist_jax.inference.buckets import bucket
 from gist_jax.inference.decode import first_token, next_token
+from gist_jax.inference.parameters import abstract_for_inference
 from gist_jax.models import registry
 from gist_jax.models.config import ModelConfig
-from gist_jax.models.stack import Params, unstacked
-from gist_jax.sharding import make_mesh, named_sharding, num_shards, param_shardings, with_shardings
+from gist_jax.models.stack import Params
+from gist_jax.sharding import for_writing, make_mesh, named_sharding, num_shards
 from gist_jax.training.program import make_program
 from gist_jax.training.run import model_config
 from gist_jax.training.topology import compile_for, devices_per_node, text_of
@@ -94,6 +95,8 @@ def compile_ahead(config: ConfigDict, devices: Sequence[jax.Device], program: st
     model = model_config(config)
     mesh = make_mesh(config.mesh, devices)
     accelerator, is_gpu = named(devices[0].device_kind), devices[0].platform == "gpu"
+    if program != "train":  # as an evaluation does it
+        mesh = for_writing(mesh, model.num_heads, model.intermediate_size)
     make = {"train": _train, "prefill": _prefill, "decode": _decode}[program]
     try:
         work = make(config, model, mesh)
@@ -258,13 +261,8 @@ def _prompts(
 ) -> tuple[Params, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
     """Parameters, and tokens and segment of a batch of prompts, as an evaluation has them."""
 
-    def stacked() -> Params:
-        params = registry.init(model, jax.random.key(0), jnp.dtype(config.dtype))
-        return unstacked(params)
-
-    shapes = jax.eval_shape(stacked)
-    axes = registry.logical_axes(model, stacked=False)
-    params = with_shardings(shapes, param_shardings(mesh, axes, shapes))
+    shapes = jax.eval_shape(lambda: registry.init(model, jax.random.key(0)))
+    params = abstract_for_inference(shapes, config.dtype, model, mesh)
     rows = config.evaluation.batch_size
     rows += -rows % num_shards(mesh, "batch")
     shape = rows, bucket(config.evaluation.max_input_length, smallest=16)
