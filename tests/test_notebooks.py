@@ -16,7 +16,7 @@ NOTEBOOKS = sorted((REPOSITORY / "colab").glob("*.ipynb"))
 SHORT = "--config.num_steps=4 --config.evaluation.num_examples=4 --config.data.max_length=96"
 SETTINGS = {
     "quickstart": {
-        "GIST_JAX_SETTINGS": SHORT,
+        "GIST_JAX_SETTINGS": f"{SHORT} --config.model.num_layers=1",
         "GIST_JAX_BENCHMARK": "--instruction=15 --output_tokens=4 --rounds=2",
     },
     "adapter_1b": {
