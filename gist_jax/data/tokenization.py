@@ -13,6 +13,7 @@ import tokenizers
 
 from gist_jax.errors import UserError, shortened
 from gist_jax.io import read_json
+from gist_jax.storage import as_path, fetch, is_bucket
 
 GIST = "<GIST>"
 SPACE = "▁"
@@ -175,7 +176,9 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     Raises:
       ValueError: if there is no such file, it cannot be read, or it has no end of sequence.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
+    if is_bucket(path) and path.is_dir():
+        path = fetch(path)
     if path.is_dir():
         names = (T5_FILE, "tokenizer.json", "tokenizer.model")
         found = [path / name for name in names if (path / name).exists()]
