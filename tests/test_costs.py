@@ -54,13 +54,15 @@ def test_published_flops(name):
                 assert flops == pytest.approx(expected * 1e9, rel=0.0005)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_costs_hold_for_every_depth_and_length(model_family, mode, monkeypatch):
+@pytest.mark.parametrize(
+    ("family", "mode"), [("llama", "gist_cache"), ("t5", "none"), ("t5", "prompt_cache")]
+)
+def test_costs_hold_for_every_depth_and_length(family, mode, monkeypatch):
     """What shallow models and other lengths tell is what is counted in the very program."""
     monkeypatch.setattr("gist_jax.benchmark.costs.STEP", 3)  # or XLA's counts are rounded, in float32
-    shallow = TINY[model_family]
+    shallow = TINY[family]
     config = dataclasses.replace(shallow, num_layers=4)
-    if model_family == "t5":  # whose decoder is the same in all modes, and takes long
+    if family == "t5":  # whose decoder is the same in all modes, and takes long
         config = dataclasses.replace(shallow, num_decoder_layers=3) if mode == "none" else shallow
     workload = WORKLOAD._replace(one_instruction=mode == "gist_cache")
     shape = analytic.Shape(
@@ -130,8 +132,7 @@ def test_least_traffic():
     assert least_traffic(jax.jit(tied).trace(x, ids).jaxpr) == 4 * (4 * 8 + 3 + 3 * 4)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize(("tied", "batch"), [(False, 1), (True, 8)])
 def test_a_decode_step_moves_little_more_than_weights_and_cache(tied, batch):
     """Of a model of 30 million parameters, compiled; and no cache is copied."""
     config = dataclasses.replace(model_of("llama_30m"), tie_embeddings=tied)
