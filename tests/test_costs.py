@@ -102,7 +102,7 @@ def test_a_wrong_count_is_refused(monkeypatch):
 
 def test_modes(model_family):
     config = TINY[model_family]
-    none, prompt, gist = (costs(config, WORKLOAD, mode, "float32") for mode in MODES)
+    none, prompt, gist = (costs(config, WORKLOAD, mode, "bfloat16") for mode in MODES)
     assert none.first_token.flops > prompt.first_token.flops
     assert none.next_token.matmul_flops == prompt.next_token.matmul_flops > gist.next_token.matmul_flops
     assert none.cache_bytes == 0 and none.make_cache is None
@@ -110,8 +110,8 @@ def test_modes(model_family):
     # Keys and values of 2 layers (3 of the encoder), 2 (4) heads of 8; of T5 the state of 32 as well, or
     # keys and values of 2 decoder layers.
     of_token = {"llama": (2 * 2 * 2 * 8, 0, 0), "t5": (3 * 2 * 4 * 8, 32, 2 * 2 * 4 * 8)}[model_family]
-    assert gist.cache_bytes == 4 * 2 * (of_token[0] + of_token[1])
-    assert prompt.cache_bytes == 4 * 11 * (of_token[0] + of_token[2])
+    assert gist.cache_bytes == 2 * 2 * (of_token[0] + of_token[1])
+    assert prompt.cache_bytes == 2 * 11 * (of_token[0] + of_token[2])
 
 
 def test_least_traffic():

@@ -273,7 +273,11 @@ def loop_bodies(program: str) -> str:
     return "\n".join(computations[name] for name in sorted(reached))
 
 
-@pytest.mark.parametrize("with_prefix", [False, True])
+@pytest.mark.parametrize(
+    ("model_family", "with_prefix"),
+    [("llama", False), ("llama", True), ("t5", True)],
+    indirect=["model_family"],
+)
 def test_a_decode_step_copies_no_cache(model, with_prefix):
     """In the compiled loop only the in-place update makes an array of a cache's size.
 
@@ -309,6 +313,7 @@ def output_cache(config) -> tuple[int, int, int]:
     return config.num_layers, config.num_kv_heads, config.head_dim
 
 
+@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 def test_limit_below_the_bucket(model):
     tokens, segment = arrays([[5, GIST, 7]], 1, 16)
     full, short = run(model, tokens, segment), run(model, tokens, segment, limit=3)
@@ -316,6 +321,7 @@ def test_limit_below_the_bucket(model):
     assert set(short[0, 3:].tolist()) == {EOS}
 
 
+@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 def test_sampling_rows_do_not_depend_on_the_batch(model):
     prompts = [[5, 6, GIST, 7], [8, 9, 10, GIST, 11, 12]]
     how = Sampling(np.float32(1.0), np.int32(0), np.float32(1.0))

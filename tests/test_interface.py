@@ -37,7 +37,7 @@ def test_evaluation_of_a_run(workdir):
 
 
 @decoder
-def test_lengths_of_a_split(workdir, monkeypatch, capsys):
+def test_lengths_of_a_split(workdir, tmp_path, monkeypatch, capsys):
     """The config asks for three new tokens at most in the human split, in a run and at the command."""
     asked = {}
 
@@ -48,7 +48,7 @@ def test_lengths_of_a_split(workdir, monkeypatch, capsys):
     monkeypatch.setattr(predict, "predict", predicted)
     monkeypatch.setattr(evaluate, "predict", predicted)
     config = quick.get_config("t5")
-    run = prepare(config, workdir.parent / "lengths")
+    run = prepare(config, tmp_path / "lengths")
     predict.evaluator(run)(run.init(), 1, lambda: None)
     assert asked == {"validation_seen": 8, "validation_unseen": 8, "validation_human": 3}
     asked.clear()

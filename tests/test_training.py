@@ -106,10 +106,10 @@ def test_a_stopped_run_resumes_with_the_same_losses(model_family, workdir, tmp_p
 
 
 @decoder
-def test_a_finished_run_does_nothing_more(workdir):
-    before = (workdir / "metrics.jsonl").read_text()
-    loop.train(prepare(quick.get_config(), workdir))
-    assert (workdir / "metrics.jsonl").read_text() == before
+def test_a_finished_run_does_nothing_more(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    loop.train(prepare(quick.get_config(), tmp_path))
+    assert (tmp_path / "metrics.jsonl").read_text() == (workdir / "metrics.jsonl").read_text()
 
 
 def steps_kept(workdir):

@@ -15,7 +15,6 @@ from gist_jax.interop.export import export
 from gist_jax.interop.huggingface import Checkpoint
 from gist_jax.training.step import StepConfig, logits
 
-
 CONTROLS = gist.CONDITIONS[1:]  # whose masks are the same in all models
 
 
