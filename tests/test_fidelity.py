@@ -153,7 +153,7 @@ def test_area_under_the_curve():
 @pytest.mark.slow
 def test_fidelity_tells_wrong_outputs_from_right_ones(demo):
     """Of unseen and human instructions of the embedded corpus, without knowing what is right."""
-    found = measure(demo[0])
+    found = measure(demo[0], ("pos_control",))
     print(found)
     both = found["pos_control/both"]
     assert both.value >= 0.7 and both.low > 0.5

@@ -94,8 +94,9 @@ def packed_rows(draw):
     for number, example in enumerate(examples, 1):
         tokens += example
         segment += [number] * len(example)
-    before = draw(st.integers(0, 3))
-    pad = ([0] * before, [0] * (27 - before - len(tokens)))
+    room = 27 - len(tokens)
+    before = draw(st.integers(0, room))
+    pad = ([0] * before, [0] * (room - before))
     return examples, pad[0] + tokens + pad[1], pad[0] + segment + pad[1]
 
 

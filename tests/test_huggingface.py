@@ -83,7 +83,8 @@ def test_logits_of_transformers(source):
         batch["decoder_tokens"] = golden["decoder_input_ids"]
         batch["decoder_segment"] = np.ones_like(batch["decoder_tokens"])
     step_config = StepConfig("pos_control", checkpoint.config.vocab_size)
-    ours = logits(checkpoint.load("float32"), checkpoint.config, step_config, batch)
+    run = jax.jit(logits, static_argnums=(1, 2))
+    ours = run(checkpoint.load("float32"), checkpoint.config, step_config, batch)
     np.testing.assert_allclose(ours, golden["logits"], rtol=0, atol=1e-4)
 
 
