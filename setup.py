@@ -54,6 +54,7 @@ setup(
         "cuda": ["jax[cuda13]"],  # the newer
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
+        "gcs": ["gcsfs>=2026.2,<2028", "google-cloud-storage>=3,<4"],  # for workdirs in gs:// buckets
         "judge": ["openai>=3,<4"],  # the client of `gist_jax.judge`
         # to hand prefixes to MLX-LM, which has a package for CPUs too
         "mlx": ["mlx-lm>=0.32,<1", 'mlx[cpu]>=0.32,<1; sys_platform == "linux"'],

@@ -24,7 +24,7 @@ CONFIGS = pathlib.Path(__file__).with_name("configs")
 DTYPES = ("float32", "bfloat16")  # in which a model can compute
 OUTPUT_HELP = "directory to write, which must not exist yet"
 K_HELP = "one of the numbers that the model was trained with; by default the largest"
-MODEL_HELP = "training workdir, directory in Hugging Face format, or hub id"
+MODEL_HELP = "training workdir (also gs://BUCKET/FOLDER), directory in Hugging Face format, or hub id"
 
 
 @contextlib.contextmanager
@@ -91,11 +91,18 @@ def add_subcommand(
 
 
 def output_file(name: str) -> pathlib.Path:
-    """An argument type: a file to write, checked before any work is done."""
+    """An argument type: a file of this machine to write, checked before any work is done."""
     path = pathlib.Path(name)
-    if not name or path.is_dir():
+    if not name or "://" in name or path.is_dir():
         raise argparse.ArgumentTypeError(f"{name!r} is not the name of a file")
     return path
+
+
+def output_directory(name: str) -> pathlib.Path:
+    """An argument type: a directory of this machine to write."""
+    if "://" in name:
+        raise argparse.ArgumentTypeError(f"{name!r} is not the name of a directory")
+    return pathlib.Path(name)
 
 
 def nonempty(text: str) -> str:

@@ -18,6 +18,7 @@ from gist_jax.cli import (
     add_model,
     add_subcommand,
     exit_on_user_error,
+    output_directory,
     output_file,
     parser,
     set_up_libraries,
@@ -86,7 +87,7 @@ def main() -> None:
         name: str, run: Callable[[argparse.Namespace], None], meaning: str
     ) -> argparse.ArgumentParser:
         subcommand = add_subcommand(subcommands, name, run, meaning)
-        subcommand.add_argument("--output", required=True, type=pathlib.Path, help=OUTPUT_HELP)
+        subcommand.add_argument("--output", required=True, type=output_directory, help=OUTPUT_HELP)
         return subcommand
 
     subcommand = add("import", _import, "make a workdir of a checkpoint, with a gist token")

@@ -9,7 +9,6 @@ With --source=suite the prompts are those of `gist_jax.data.suite`, and so are w
 """
 
 import argparse
-import pathlib
 
 from gist_jax.cli import (
     DTYPES,
@@ -30,6 +29,7 @@ from gist_jax.evaluation.predictions import Record, read_predictions
 from gist_jax.evaluation.scores import as_text, scored, table
 from gist_jax.inference.load import load_chosen
 from gist_jax.io import read_json, write_csv
+from gist_jax.storage import as_path
 from gist_jax.training.config import default, evaluation_lengths
 from gist_jax.workdir import CONFIG, MODEL
 
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def _predict(options: argparse.Namespace) -> list[Record]:
-    workdir = pathlib.Path(options.model)
+    workdir = as_path(options.model)
     # Directories in Hugging Face format have a config.json too, which describes no run.
     of_run = read_json(workdir / CONFIG) if (workdir / MODEL).exists() else {}
     evaluation = of_run.get("evaluation", default().evaluation)

@@ -7,10 +7,12 @@ import os
 import pathlib
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gist_jax.errors import UserError, shortened
+from gist_jax.storage import as_path, is_bucket
 
 Path = str | pathlib.Path
 
@@ -20,9 +22,16 @@ def atomic_write(path: Path) -> Iterator[pathlib.Path]:
     """Gives a temporary path to write to, and renames it to `path` once all was written.
 
     If the block raises, what it wrote is removed and `path` is as before. Missing parent directories
-    are made. The suffix stays the same, for libraries that go by it.
+    are made. The suffix stays the same, for libraries that go by it. For an object of a bucket the path
+    is of this machine, and what was written there becomes the object.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
+    if is_bucket(path):
+        with tempfile.TemporaryDirectory() as folder:
+            tmp = pathlib.Path(folder, path.name)
+            yield tmp
+            path.write_bytes(tmp.read_bytes())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{os.getpid()}.{path.name}")
     try:
@@ -77,7 +86,7 @@ def read_json(path: Path) -> dict[str, Any]:
       UserError: if there is none.
     """
     try:
-        value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        value = json.loads(as_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {shortened(error)}") from None
     if not isinstance(value, dict):

@@ -5,7 +5,7 @@ model.json       format version, shape of the model and gist settings
 data.json        a hash of the data
 tokenizer/       see gist_jax.data.tokenization
 checkpoints/     Orbax, one directory a step
-metrics.jsonl    losses and evaluations by step
+metrics.jsonl    losses and evaluations by step; in a bucket metrics/NUMBER-STEP.json, one a line
 predictions/     what the model wrote, a CSV file each: STEP-SPLIT.csv in evaluations of the run
 
 Of an adapter's run the checkpoints hold the adapter alone; model.json says where its base is. An adapter
@@ -36,12 +36,14 @@ from gist_jax.models.adapter import AdapterConfig
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
 from gist_jax.sharding import with_shardings
+from gist_jax.storage import absolute, as_path, is_bucket, read_all
 
 FORMAT = 3  # of a workdir; a reader takes this one and all that were numbered before it
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
 DATA = "data.json"
 METRICS = "metrics.jsonl"
+METRICS_FOLDER = "metrics"  # in a bucket, where no file grows
 MODEL = "model.json"
 PREDICTIONS = "predictions"
 ADAPTER = "adapter.safetensors"
@@ -121,8 +123,32 @@ def read_model(workdir: pathlib.Path) -> Description:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """All lines of a run's metrics.jsonl but one that a kill cut."""
-    return [json.loads(line) for line in whole_lines(pathlib.Path(workdir) / METRICS)]
+    """All lines of a run's metrics but one that a kill cut.
+
+    Raises:
+      UserError: if one is damaged.
+    """
+    workdir = as_path(workdir)
+    try:
+        if is_bucket(workdir):
+            lines = read_all(metrics_objects(workdir))
+        else:
+            lines = whole_lines(workdir / METRICS)
+        return list(map(_metrics, lines))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {workdir / METRICS}: {shortened(error)}") from None
+
+
+def _metrics(line: str) -> dict[str, Any]:
+    found = json.loads(line)
+    if not isinstance(found, dict) or type(found.get("step")) is not int:
+        raise ValueError("a line is no object with a step")
+    return found
+
+
+def metrics_objects(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """The objects of a workdir in a bucket that hold its metrics, in the order they were written."""
+    return sorted((workdir / METRICS_FOLDER).glob("[0-9]*-[0-9]*.json"))
 
 
 def whole_lines(path: pathlib.Path) -> list[str]:
@@ -195,7 +221,7 @@ def read_params(workdir: pathlib.Path, shardings: Any = None) -> tuple[Params, i
     described = read_model(workdir)
     if (workdir / ADAPTER).exists():
         return _read_adapter(workdir, described), 0
-    directory = workdir / CHECKPOINTS
+    directory = absolute(workdir / CHECKPOINTS)
     metric = read_json(workdir / CONFIG).get("checkpoint", {}).get("metric", "")
     wanted = _shapes(described)
     if shardings is None:
@@ -205,13 +231,13 @@ def read_params(workdir: pathlib.Path, shardings: Any = None) -> tuple[Params, i
     if not directory.is_dir():
         raise UserError(f"{workdir} has no checkpoint yet")
     try:
-        with ocp.training.Checkpointer(directory.resolve()) as checkpoints:
+        with ocp.training.Checkpointer(directory) as checkpoints:
             metrics = {c.step: c.metrics for c in checkpoints.checkpoints}
             if not metrics:
                 raise UserError(f"{workdir} has no checkpoint yet")
             best = best_step(metrics, metric)
             step = max(metrics) if best is None else best
-            saved = ocp.checkpointables_metadata(directory.resolve() / str(step)).metadata["params"]
+            saved = ocp.checkpointables_metadata(directory / str(step)).metadata["params"]
             if not jax.tree.leaves(saved):  # as Orbax gives them for damaged files
                 raise UserError(f"a checkpoint of {workdir} cannot be read: it lists no parameters")
             _check_shapes(workdir, wanted, saved)

@@ -39,8 +39,9 @@ def load(
     """Loads a model with its tokenizer.
 
     Args:
-      path: a training workdir, a directory in Hugging Face format, or a hub id. An adapter, or the
-        workdir of its run, is loaded with the base that it was trained beside.
+      path: a training workdir (also in a bucket, gs://BUCKET/FOLDER), a directory in Hugging Face
+        format, or a hub id. An adapter, or the workdir of its run, is loaded with the base that it was
+        trained beside.
       dtype: of the parameters and the computation, "float32" or "bfloat16".
       mesh: of several devices: `{"tensor": 4}` splits heads, feed-forward network and vocabulary over
         the first four, with "data" beside it rows over groups of them. None: one device.

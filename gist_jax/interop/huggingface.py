@@ -25,6 +25,8 @@ from gist_jax.interop.weights import Weight, check, shapes, weights
 from gist_jax.io import read_json
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params
+from gist_jax.storage import as_path, is_bucket
+from gist_jax.workdir import MODEL
 
 FORMAT = 2  # of what an export's config.json says of gisting; those before are read too
 # Family -> how the fields of its config.json and its tensors are named.
@@ -34,9 +36,16 @@ FORMATS = {"llama": llama, "t5": t5}
 def find(name: str | pathlib.Path) -> pathlib.Path:
     """The directory of a model: a local one, or that of a hub id, fetched if it is not in the cache.
 
+    Of a bucket it is a training workdir.
+
     Raises:
-      UserError: if there is neither.
+      UserError: if there is none of these.
     """
+    if is_bucket(name):
+        workdir = as_path(name)
+        if not (workdir / MODEL).exists():
+            raise UserError(f"{name} holds no trained run: other models are not read from a bucket")
+        return workdir
     directory = pathlib.Path(name)
     if directory.is_dir():
         return directory
@@ -93,7 +102,7 @@ class Checkpoint:
           UserError: naming a file that cannot be read, or a tensor that is missing, left over or
             misshapen.
         """
-        directory = pathlib.Path(directory)
+        directory = as_path(directory)
         self.fields = read_json(directory / "config.json")
         if self.fields.get("quantization_config"):
             raise UserError(f"{directory} is a quantized checkpoint, which is not supported")

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from gist_jax.errors import UserError, shortened
+from gist_jax.storage import absolute
 from gist_jax.training import distributed
 from gist_jax.training.step import TrainState
 from gist_jax.workdir import best_step
@@ -41,11 +41,12 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one workdir. A context manager: leaving it waits for what is being saved.
 
-    Orbax writes elsewhere and renames, so a killed save leaves the checkpoints before it untouched.
+    Orbax writes elsewhere and renames, so a killed save leaves the checkpoints before it untouched. In
+    a bucket it writes in place, and at last an object that says so; without that there is no checkpoint.
     """
 
     def __init__(self, directory: pathlib.Path, metric: str):
-        self._directory, self._metric = directory.resolve(), metric
+        self._directory, self._metric = absolute(directory), metric
         self._orbax = self._open()
 
     def _open(self) -> ocp.training.Checkpointer:
@@ -174,7 +175,7 @@ class Checkpoints:
             if distributed.is_first():
                 while aside.exists():
                     aside = aside.with_name(aside.name + "x")
-                os.replace(self._directory / str(step), aside)
+                (self._directory / str(step)).rename(aside)  # in a bucket: copied, and removed
             logging.error(
                 "CHECKPOINT %d CANNOT BE READ and is now %s; resuming from one before it. %s",
                 step,

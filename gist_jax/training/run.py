@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 
 import jax
@@ -32,6 +33,7 @@ from gist_jax.models import registry
 from gist_jax.models.config import ModelConfig
 from gist_jax.models.stack import Params, unstacked
 from gist_jax.sharding import batch_sharding, make_mesh
+from gist_jax.storage import as_path, is_bucket, put
 from gist_jax.training import distributed
 from gist_jax.training.config import (
     METRICS,
@@ -90,9 +92,7 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
         raise UserError("config.log.wandb needs the package wandb: pip install 'gist_jax[wandb]'")
     mesh = make_mesh(config.mesh)
     batch_sharding(mesh, config.data.batch_size, config.optimizer.accumulate)
-    if "://" in str(workdir):
-        raise UserError(f"{workdir} is no directory: mount the bucket, for example with gcsfuse")
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
     resumes = _check_same_run(config, workdir)
     data = load_data(config.data.source)
     splits = data.splits
@@ -281,12 +281,26 @@ def _describe(
     resumes: bool,
 ) -> None:
     """Describes the run in its workdir. config.json comes last: with it the description is complete."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    if not is_bucket(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
     if not resumes:
-        tmp = workdir / f".{os.getpid()}.{TOKENIZER}"
-        tokenizer.save(tmp)
-        shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
-        os.replace(tmp, workdir / TOKENIZER)
+        _write_tokenizer(workdir, tokenizer)
         write_model(workdir, described)
     write_json(workdir / DATA, {"source": config.data.source, "fingerprint": fingerprint})
     write_json(workdir / CONFIG, config.to_dict())
+
+
+def _write_tokenizer(workdir: pathlib.Path, tokenizer: Tokenizer) -> None:
+    """Puts a tokenizer in the place of one that may be there, of a run that saved nothing."""
+    target = workdir / TOKENIZER
+    if is_bucket(workdir):
+        for file in target.glob("*"):
+            file.unlink()
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save(folder)
+            put(pathlib.Path(folder), target)
+        return
+    tmp = workdir / f".{os.getpid()}.{TOKENIZER}"
+    tokenizer.save(tmp)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(tmp, target)
