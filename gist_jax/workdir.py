@@ -123,11 +123,27 @@ def read_model(workdir: pathlib.Path) -> Description:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """All lines of a run's metrics but one that a kill cut."""
+    """All lines of a run's metrics but one that a kill cut.
+
+    Raises:
+      UserError: if one is damaged.
+    """
     workdir = as_path(workdir)
-    if is_bucket(workdir):
-        return list(map(json.loads, read_all(metrics_objects(workdir))))
-    return [json.loads(line) for line in whole_lines(workdir / METRICS)]
+    try:
+        if is_bucket(workdir):
+            lines = read_all(metrics_objects(workdir))
+        else:
+            lines = whole_lines(workdir / METRICS)
+        return list(map(_metrics, lines))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {workdir / METRICS}: {shortened(error)}") from None
+
+
+def _metrics(line: str) -> dict[str, Any]:
+    found = json.loads(line)
+    if not isinstance(found, dict) or type(found.get("step")) is not int:
+        raise ValueError("a line is no object with a step")
+    return found
 
 
 def metrics_objects(workdir: pathlib.Path) -> list[pathlib.Path]:

@@ -95,13 +95,27 @@ def tiny(model_family):
     return config, registry.init(config, jax.random.key(7))
 
 
+def shared_folder(tmp_path_factory, name, make):
+    """A folder of this session that whichever worker asks first makes, by `make(folder)`."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with filelock.FileLock(f"{folder}.lock"):
+        made = folder.with_name(f"{name}.made")
+        if not made.exists():
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def workdir(tmp_path_factory, model_family):
-    """A trained run."""
-    path = tmp_path_factory.mktemp("run")
-    run = prepare(quick.get_config(model_family), path)
-    train(run, evaluator(run))
-    return path
+    """A trained run, which no test may change."""
+
+    def make(folder):
+        run = prepare(quick.get_config(model_family), folder)
+        train(run, evaluator(run))
+
+    return shared_folder(tmp_path_factory, f"run-{model_family}", make)
 
 
 @pytest.fixture(scope="session")
@@ -111,14 +125,18 @@ def lm(workdir):
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    """The folder of the demo, whose three models slow tests share, and what the demo printed."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo"
-    with filelock.FileLock(f"{folder}.lock"):
-        printed = folder / "printed.txt"
-        if not printed.exists():
-            printed.write_text(run_demo(folder))
-    return folder, printed.read_text()
+    """The folder of the demo, whose three models slow tests share, and what the demo printed.
+
+    In GIST_JAX_DEMO there is one that `.ci/readme` has made.
+    """
+    if made := os.environ.get("GIST_JAX_DEMO"):
+        return pathlib.Path(made), (pathlib.Path(made) / "printed.txt").read_text()
+
+    def make(folder):
+        (folder / "printed.txt").write_text(run_demo(folder))
+
+    folder = shared_folder(tmp_path_factory, "demo", make)
+    return folder, (folder / "printed.txt").read_text()
 
 
 @pytest.fixture

@@ -29,6 +29,9 @@ from gist_jax.training.loop import train
 from gist_jax.training.run import prepare
 from gist_jax.workdir import ADAPTER, CHECKPOINTS, read_metrics, read_params
 
+# Of both families test_adapter.py tests what an adapter computes, and test_formats.py that it writes.
+pytestmark = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
+
 
 def files(workdir: pathlib.Path) -> dict[str, str]:
     """A hash of every file."""
@@ -139,7 +142,6 @@ def test_an_adapter_resumes(model_family, base, adapted, tmp_path):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 def test_adapters_as_directories(model_family, base, adapted, tmp_path, monkeypatch, capsys):
     path = adapted[0]
     printed = command(
@@ -187,7 +189,6 @@ def test_adapters_as_directories(model_family, base, adapted, tmp_path, monkeypa
     )
 
 
-@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 def test_stock_transformers_take_an_adapters_prefix(base, adapted, tmp_path, monkeypatch, capsys):
     """The script of docs/prefixes.md, on the unchanged base, prints what we write."""
     pytest.importorskip("torch", reason="PyTorch is optional: pip install 'gist_jax[torch]'")
@@ -205,7 +206,6 @@ def test_stock_transformers_take_an_adapters_prefix(base, adapted, tmp_path, mon
     assert done.stdout.splitlines() == expected
 
 
-@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 def test_a_base_that_changed_is_refused(model_family, base, adapted, tmp_path):
     """When a run is resumed."""
     described = json.loads((adapted[0] / "model.json").read_text())
@@ -219,7 +219,6 @@ def test_a_base_that_changed_is_refused(model_family, base, adapted, tmp_path):
         prepare(config_of(model_family, **adapter_settings(base)), changed)
 
 
-@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 def test_labels(base, adapted, tmp_path, monkeypatch, capsys):
     """They are what the base writes, and a source to train on."""
     records = [{"instruction": i, "input": x} for i in INSTRUCTIONS for x in INPUTS] * 3

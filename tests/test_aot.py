@@ -104,8 +104,8 @@ def test_the_models_of_the_paper_fit(name, topology, tmp_path):
     done = compile_ahead(f"--config={name}:{topology}", *arguments, timeout=600, preexec_fn=limit)
     assert done.returncode == 0, done.stderr
     train = reports_in(output)["train"]
-    # Two of LLaMA-7B's layers alone need 11.4 GiB if activations are not constrained to be split: on CPUs
-    # XLA does so by itself.
+    # Two of LLaMA-7B's layers alone need 11.4 GiB where nothing says that activations are split: on CPUs
+    # XLA splits them by itself.
     assert train["excess"] == 0 and train["chips"] == (64 if topology == "v5e-64" else 16)
     assert train["total"] < (9 if name == "llama_7b" else 13) * 2**30
     assert train["utilisation"][1] <= 1

@@ -21,6 +21,7 @@ from gist_jax.benchmark.workload import MODES, Workload, make_cache
 from gist_jax.models import registry
 from gist_jax.models.stack import unstacked
 
+decoder = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 SMALL = ("--config=tests/helpers/quick.py", "--config.model.vocab_size=64")
 
 
@@ -76,7 +77,9 @@ def benchmark_model(model_family):
 WORKLOAD = Workload(instruction=9, input=5, output=6, batch=3, gist_tokens=2, one_instruction=False)
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("model_family", "shared"), [("llama", True), ("t5", False)], indirect=["model_family"]
+)
 def test_all_modes_write_the_same(benchmark_model, shared):
     workload = WORKLOAD._replace(one_instruction=shared)
     counts = {mode: costs(benchmark_model.config, workload, mode, "float32") for mode in MODES}
@@ -117,6 +120,7 @@ def test_caches_have_the_bytes_of_their_costs(benchmark_model):
         )
 
 
+@decoder
 def test_other_tokens_are_refused(benchmark_model, monkeypatch):
     """A cache of another instruction gives other tokens."""
 
@@ -182,6 +186,7 @@ def test_times_of_a_shape(tmp_path, monkeypatch, capsys):
     assert [row["mode"] for row in written["rows"]] == [row["mode"] for row in rows]
 
 
+@decoder
 def test_times_of_a_model(workdir, lm, tmp_path, monkeypatch, capsys):
     sizes = "--instruction=7", "--input=5", "--output_tokens=2", "--batch=2", "--rounds=2"
     options = f"--model={workdir}", *sizes, "--dtype=bfloat16", f"--output={tmp_path}"

@@ -158,6 +158,7 @@ def test_special_tokens_in_texts_are_text(directory):
             assert ids.count(number) == plain.count(number)
 
 
+@pytest.mark.parametrize("directory", ["qwen3", "mistral"], indirect=True)
 def test_compress_and_generate_follow_the_template(directory, tmp_path):
     tokenizer = load_tokenizer(directory)
     config = dataclasses.replace(TINY["llama"], vocab_size=tokenizer.vocab_size)

@@ -20,6 +20,7 @@ from gist_jax.models.stack import unstacked
 
 FIRST = ["Say the word tea.", "Write green, then say the second word of the input."]
 SETTINGS = dict(max_new_tokens=8)
+decoder = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,11 @@ def first_logits(params, config, rows, gist_token, prefix=None):
     return np.asarray(logits(params, *arrays(rows, len(rows), length), prefix))
 
 
-@pytest.mark.parametrize("one_for_all", [False, True])
+@pytest.mark.parametrize(
+    ("model_family", "one_for_all"),
+    [("llama", False), ("llama", True), ("t5", True)],
+    indirect=["model_family"],
+)
 def test_continued_caches_equal_whole_prompts(model, one_for_all):
     """Of a random model: a, gists, b, gists, c, gists under the gist rule, with different k."""
     config, params = model
@@ -115,6 +120,7 @@ def test_compress_after(lm, tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@decoder
 def test_after_rebased_caches(lm):
     """They take up k positions; what is made after them stands in no run, and says so."""
     first = lm.rebase(lm.compress(FIRST))
@@ -128,6 +134,7 @@ def test_after_rebased_caches(lm):
     )
 
 
+@decoder
 def test_what_cannot_go_on(lm):
     first = lm.compress(FIRST)
     gists = lm.compress(INSTRUCTIONS, after=first)
@@ -149,6 +156,7 @@ def test_what_cannot_go_on(lm):
         other.compress(INSTRUCTIONS, after=first)
 
 
+@decoder
 def test_command_and_library(lm, workdir, tmp_path, monkeypatch, capsys):
     one, both = tmp_path / "one.gist.safetensors", tmp_path / "both.gist.safetensors"
     model = f"--model={workdir}"
@@ -197,11 +205,3 @@ def test_rows_of_several_caches(lm, tmp_path):
     for different in (other, lm.rebase(short), half):
         with pytest.raises(ValueError, match="stack only if one model made them"):
             GistCache.stack([short, different])
-
-
-def test_a_text_gives_a_text(lm):
-    gists = lm.compress(INSTRUCTIONS[0])
-    assert len(gists) == 1
-    written = lm.generate(gists, inputs=INPUTS[0], **SETTINGS)
-    assert [written] == lm.generate(gists, inputs=INPUTS[:1], **SETTINGS)
-    assert written == lm.generate(instructions=INSTRUCTIONS[0], inputs=INPUTS[0], **SETTINGS)

@@ -72,7 +72,7 @@ def rows_of(programs, count: int) -> list[Row]:
 
 
 def test_rows_are_those_of_generate(programs):
-    rows = rows_of(programs, 24)
+    rows = rows_of(programs, 16)
     pulled = []
 
     def source():
@@ -91,6 +91,7 @@ def test_rows_are_those_of_generate(programs):
         assert row.reason == ("eos" if row.output[-1] == EOS else "length")
 
 
+@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 def test_a_mesh_changes_nothing(programs):
     """The rows of slots are split over devices, and parameters lie where the mesh has them."""
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices())

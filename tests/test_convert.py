@@ -69,6 +69,7 @@ def test_import_and_export(base, tmp_path, monkeypatch, capsys):
     assert taken.endswith("out exists already: choose another name for the output")
 
 
+@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 def test_export_of_a_trained_model(lm, tmp_path, monkeypatch, capsys):
     """It stays as it was: the same outputs, caches that fit, the gist settings."""
     lm.export(tmp_path / "out")
@@ -227,6 +228,7 @@ DAMAGES = ["truncated", "no config", "architecture", "quantized", "pickle", "mis
 DAMAGES += ["missing tensor", "left over", "shape", "integers", "nan"]
 
 
+@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 @pytest.mark.parametrize("how", DAMAGES)
 def test_damaged_checkpoints(how, base, tmp_path, monkeypatch, capsys):
     expected = damage(base, how)
@@ -236,6 +238,7 @@ def test_damaged_checkpoints(how, base, tmp_path, monkeypatch, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["base"]
 
 
+@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 def test_bin_files(base, tmp_path):
     """PyTorch's own files, in one and in several with an index."""
     torch = pytest.importorskip("torch")
@@ -259,6 +262,7 @@ def test_bin_files(base, tmp_path):
     assert jax.tree.leaves(params)[0].dtype == "bfloat16"
 
 
+@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 def test_a_tokenizer_is_exported_as_it_was(base, tmp_path):
     lm = gist_jax.load(base)
     lm.export(tmp_path / "out")

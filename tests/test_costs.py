@@ -54,13 +54,15 @@ def test_published_flops(name):
                 assert flops == pytest.approx(expected * 1e9, rel=0.0005)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_costs_hold_for_every_depth_and_length(model_family, mode, monkeypatch):
+@pytest.mark.parametrize(
+    ("family", "mode"), [("llama", "gist_cache"), ("t5", "none"), ("t5", "prompt_cache")]
+)
+def test_costs_hold_for_every_depth_and_length(family, mode, monkeypatch):
     """What shallow models and other lengths tell is what is counted in the very program."""
     monkeypatch.setattr("gist_jax.benchmark.costs.STEP", 3)  # or XLA's counts are rounded, in float32
-    shallow = TINY[model_family]
+    shallow = TINY[family]
     config = dataclasses.replace(shallow, num_layers=4)
-    if model_family == "t5":  # whose decoder is the same in all modes, and takes long
+    if family == "t5":  # whose decoder is the same in all modes, and takes long
         config = dataclasses.replace(shallow, num_decoder_layers=3) if mode == "none" else shallow
     workload = WORKLOAD._replace(one_instruction=mode == "gist_cache")
     shape = analytic.Shape(
@@ -100,7 +102,7 @@ def test_a_wrong_count_is_refused(monkeypatch):
 
 def test_modes(model_family):
     config = TINY[model_family]
-    none, prompt, gist = (costs(config, WORKLOAD, mode, "float32") for mode in MODES)
+    none, prompt, gist = (costs(config, WORKLOAD, mode, "bfloat16") for mode in MODES)
     assert none.first_token.flops > prompt.first_token.flops
     assert none.next_token.matmul_flops == prompt.next_token.matmul_flops > gist.next_token.matmul_flops
     assert none.cache_bytes == 0 and none.make_cache is None
@@ -108,8 +110,8 @@ def test_modes(model_family):
     # Keys and values of 2 layers (3 of the encoder), 2 (4) heads of 8; of T5 the state of 32 as well, or
     # keys and values of 2 decoder layers.
     of_token = {"llama": (2 * 2 * 2 * 8, 0, 0), "t5": (3 * 2 * 4 * 8, 32, 2 * 2 * 4 * 8)}[model_family]
-    assert gist.cache_bytes == 4 * 2 * (of_token[0] + of_token[1])
-    assert prompt.cache_bytes == 4 * 11 * (of_token[0] + of_token[2])
+    assert gist.cache_bytes == 2 * 2 * (of_token[0] + of_token[1])
+    assert prompt.cache_bytes == 2 * 11 * (of_token[0] + of_token[2])
 
 
 def test_least_traffic():
@@ -130,8 +132,7 @@ def test_least_traffic():
     assert least_traffic(jax.jit(tied).trace(x, ids).jaxpr) == 4 * (4 * 8 + 3 + 3 * 4)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize(("tied", "batch"), [(False, 1), (True, 8)])
 def test_a_decode_step_moves_little_more_than_weights_and_cache(tied, batch):
     """Of a model of 30 million parameters, compiled; and no cache is copied."""
     config = dataclasses.replace(model_of("llama_30m"), tie_embeddings=tied)

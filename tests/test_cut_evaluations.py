@@ -13,9 +13,9 @@ from gist_jax.training.run import prepare
 from gist_jax.workdir import CHECKPOINTS, read_metrics
 
 
-def test_it_saves_at_once(model_family, tmp_path):
+def test_it_saves_at_once(tmp_path):
     """What is left of the evaluation is not done; the resumed run begins with it, and ends alike."""
-    config = quick.get_config(model_family)
+    config = quick.get_config()
     config.evaluation.update(every=4, batch_size=1)
     signals = [(4, 2), (4, 1), (8, 1)]  # step, and batches before
 

@@ -24,6 +24,7 @@ from gist_jax.training.step import StepConfig, logits
 
 EXAMPLES = pathlib.Path(__file__).parent / "examples"
 SETTINGS = dict(max_new_tokens=6)
+decoder = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,7 @@ def test_divergence_from_one_forward_pass(random_model):
     assert f"from the gist {first.gist!r}" in str(fidelity)
 
 
+@decoder
 def test_of_an_adapter_the_base_is_the_reference(random_model, model_family):
     """It reads prompts in which there are no gist tokens."""
     base, _ = random_model
@@ -100,6 +102,7 @@ def test_of_an_adapter_the_base_is_the_reference(random_model, model_family):
     assert [fidelity.outputs[0].text for fidelity in found] == written
 
 
+@decoder
 def test_every_instruction_once(random_model):
     lm, _ = random_model
     pairs = [*INSTRUCTIONS, INSTRUCTIONS[0]], [*INPUTS, ""]
@@ -150,7 +153,7 @@ def test_area_under_the_curve():
 @pytest.mark.slow
 def test_fidelity_tells_wrong_outputs_from_right_ones(demo):
     """Of unseen and human instructions of the embedded corpus, without knowing what is right."""
-    found = measure(demo[0])
+    found = measure(demo[0], ("pos_control",))
     print(found)
     both = found["pos_control/both"]
     assert both.value >= 0.7 and both.low > 0.5

@@ -63,7 +63,9 @@ def test_example_adapters_load(model_family, examples):
     assert gists.num_gist_tokens == 2
     bare = gist_jax.load(folder / "workdir")
     settings = dict(inputs=["a", "b"], max_new_tokens=2)
-    assert bare.generate(gists, **settings) == lm.generate(gists, **settings)
+    texts = lm.generate(gists, **settings)
+    assert bare.generate(gists, **settings) == texts
+    assert lm.generate(instructions=examples.INSTRUCTIONS, **settings) == texts
 
 
 def test_example_masks_load(model_family, examples):
@@ -76,6 +78,9 @@ def test_example_masks_load(model_family, examples):
         assert lm.mask == examples.MASKS[model_family]
         gists = lm.compress(examples.INSTRUCTIONS)
         assert gists.num_gist_tokens == lm.num_gist_tokens + lm.mask.extra
+        if lm.mask.placement == "before":
+            with pytest.raises(UserError, match="do not stand in one run"):
+                lm.rebase(gists)
 
 
 def add_field(monkeypatch):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gist_jax import gist
@@ -118,6 +118,7 @@ def until_end(output) -> list[int]:
     return output[: output.index(EOS) + 1] if EOS in output else output
 
 
+@settings(max_examples=10)
 @given(st.lists(row, min_size=1, max_size=ROWS), st.booleans())
 @example([([5], 1, [6])], False)
 @example([([5] * MAX_INSTRUCTION, MAX_GIST, [6] * MAX_INPUT)] * ROWS, True)
@@ -188,19 +189,19 @@ def test_shared_cache_is_not_copied_per_row(model):
     assert not [size for size in sizes if size % 97 == 0 and size >= ROWS * heads * 97 * dim]
 
 
-@pytest.mark.parametrize("num_gist_tokens", [1, 5])
-def test_bfloat16(model, num_gist_tokens):
+def test_bfloat16(model):
     """Matmuls that XLA's CPU backend has in some shapes only."""
     config, params = model
     half = config, jax.tree.map(lambda x: x.astype("bfloat16"), params)
-    gists = compressed(half, [[5, 6, 7] + [GIST] * num_gist_tokens] * 2, 2)
-    assert gists.memory.cache.keys[0].dtype == "bfloat16"
     inputs = arrays([[7, 8, 9], [11]], 2, MAX_INPUT)
-    for prefix in (gists, gists[0]):
-        output = run(half, *inputs, prefix)
-        assert ((output >= 0) & (output < config.vocab_size)).all()
-    prompts = arrays([[5, 6, 7, *[GIST] * num_gist_tokens, 7, 8, 9]], 1, 32)
-    assert until_end(run(half, *prompts)[0])[0] == until_end(run(half, *inputs, gists)[0])[0]
+    for num_gist_tokens in (1, 5):  # the same programs
+        gists = compressed(half, [[5, 6, 7] + [GIST] * num_gist_tokens] * 2, 2)
+        assert gists.memory.cache.keys[0].dtype == "bfloat16"
+        for prefix in (gists, gists[0]):
+            output = run(half, *inputs, prefix)
+            assert ((output >= 0) & (output < config.vocab_size)).all()
+        prompts = arrays([[5, 6, 7, *[GIST] * num_gist_tokens, 7, 8, 9]], 1, 32)
+        assert until_end(run(half, *prompts)[0])[0] == until_end(run(half, *inputs, gists)[0])[0]
 
 
 def test_several_instructions_in_a_row(model):
@@ -272,7 +273,11 @@ def loop_bodies(program: str) -> str:
     return "\n".join(computations[name] for name in sorted(reached))
 
 
-@pytest.mark.parametrize("with_prefix", [False, True])
+@pytest.mark.parametrize(
+    ("model_family", "with_prefix"),
+    [("llama", False), ("llama", True), ("t5", True)],
+    indirect=["model_family"],
+)
 def test_a_decode_step_copies_no_cache(model, with_prefix):
     """In the compiled loop only the in-place update makes an array of a cache's size.
 
@@ -308,6 +313,7 @@ def output_cache(config) -> tuple[int, int, int]:
     return config.num_layers, config.num_kv_heads, config.head_dim
 
 
+@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 def test_limit_below_the_bucket(model):
     tokens, segment = arrays([[5, GIST, 7]], 1, 16)
     full, short = run(model, tokens, segment), run(model, tokens, segment, limit=3)
@@ -315,6 +321,7 @@ def test_limit_below_the_bucket(model):
     assert set(short[0, 3:].tolist()) == {EOS}
 
 
+@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 def test_sampling_rows_do_not_depend_on_the_batch(model):
     prompts = [[5, 6, GIST, 7], [8, 9, 10, GIST, 11, 12]]
     how = Sampling(np.float32(1.0), np.int32(0), np.float32(1.0))

@@ -86,7 +86,7 @@ def test_unknown_condition():
 
 @st.composite
 def packed_rows(draw):
-    """A row of packed examples, padding before and after."""
+    """A row of packed examples, padding before and after: all of one length, and so of one program."""
     examples = draw(
         st.lists(st.lists(st.sampled_from([1, 2, GIST]), min_size=1, max_size=6), min_size=1, max_size=4)
     )
@@ -94,8 +94,9 @@ def packed_rows(draw):
     for number, example in enumerate(examples, 1):
         tokens += example
         segment += [number] * len(example)
-    before, after = draw(st.integers(0, 3)), draw(st.integers(0, 3))
-    pad = ([0] * before, [0] * after)
+    room = 27 - len(tokens)
+    before = draw(st.integers(0, room))
+    pad = ([0] * before, [0] * (room - before))
     return examples, pad[0] + tokens + pad[1], pad[0] + segment + pad[1]
 
 

@@ -188,8 +188,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("accumulate", "remat"), [(1, "none"), (2, "full")])
 def test_ten_training_steps(accumulate, remat, golden, golden_model, model_family):
     config, params = golden_model
     recipe = default()

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TESTS
@@ -41,8 +42,11 @@ OTHER_DTYPES = [("llama", "float32"), ("llama", "float16"), ("t5 v1.1", "float32
 def test_export_then_import(name, dtype, tmp_path):
     """The same configuration, and the same parameters rounded to the dtype."""
     config = CONFIGS[name]
-    params = registry.init(config, jax.random.key(0))
-    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    shapes, rng = (
+        jax.eval_shape(lambda: registry.init(config, jax.random.key(0))),
+        np.random.default_rng(0),
+    )
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)
     settings = dict(num_gist_tokens=2, condition="gist", dtype=dtype)
     export(tmp_path / "out", params, config, train_bpe(["a"], 260), **settings, shard_bytes=20_000)
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
@@ -79,7 +83,8 @@ def test_logits_of_transformers(source):
         batch["decoder_tokens"] = golden["decoder_input_ids"]
         batch["decoder_segment"] = np.ones_like(batch["decoder_tokens"])
     step_config = StepConfig("pos_control", checkpoint.config.vocab_size)
-    ours = logits(checkpoint.load("float32"), checkpoint.config, step_config, batch)
+    run = jax.jit(logits, static_argnums=(1, 2))
+    ours = run(checkpoint.load("float32"), checkpoint.config, step_config, batch)
     np.testing.assert_allclose(ours, golden["logits"], rtol=0, atol=1e-4)
 
 

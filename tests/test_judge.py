@@ -294,6 +294,7 @@ def test_kappa_by_hand(tmp_path, monkeypatch, capsys):
     assert said == "error: there is a label for 'Do what?', which was not judged"
 
 
+@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 def test_workdirs_are_judged_by_split(tmp_path, workdir, monkeypatch, capsys):
     """The best checkpoint's predictions of all splits; a run against itself is all ties, for nothing."""
     output = f"--output={tmp_path}/out.json"

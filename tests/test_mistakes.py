@@ -15,13 +15,15 @@ from commands import INSTRUCTIONS, mistake
 from ml_collections import ConfigDict
 
 import gist_jax
-from gist_jax import compress, evaluate, generate
+from gist_jax import compress, evaluate, generate, train
 from gist_jax.data.tokenization import SPECIAL_TOKENS, from_tokenizers, train_bpe
 from gist_jax.errors import UserError
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.models import registry
 from gist_jax.training.config import validate
 from gist_jax.training.run import prepare
+
+decoder = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 
 
 def test_damaged_checkpoints(tmp_path):
@@ -47,6 +49,7 @@ def test_damaged_checkpoints(tmp_path):
         gist_jax.load(tmp_path)
 
 
+@decoder
 def test_damaged_workdirs(workdir, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(workdir, copy)
@@ -64,6 +67,7 @@ def test_damaged_workdirs(workdir, tmp_path):
         gist_jax.load(copy)
 
 
+@decoder
 def test_mistakes_with_gist_files(workdir, lm, tmp_path, monkeypatch, capsys):
     model, given = f"--model={workdir}", "--input=red"
     file = tmp_path / "x.gist.safetensors"
@@ -91,6 +95,7 @@ def test_mistakes_with_gist_files(workdir, lm, tmp_path, monkeypatch, capsys):
         assert made == "error: the gist cache was made by another model or tokenizer"
 
 
+@decoder
 def test_mistakes_with_instructions(workdir, lm, tmp_path, monkeypatch, capsys):
     model, output = f"--model={workdir}", f"--output={tmp_path}/x"
 
@@ -120,6 +125,7 @@ def test_prompts_longer_than_the_positions_of_a_model(lm):
         assert cached == lm.generate(instructions=spoken, inputs=["red"], max_new_tokens=4)
 
 
+@decoder
 def test_models_that_cannot_compress(lm):
     control = dataclasses.replace(lm, condition="neg_control")
     with pytest.raises(ValueError, match="trained as neg_control"):
@@ -149,6 +155,7 @@ def test_a_checkpoint_that_was_not_trained_for_gisting(tmp_path, model_family):
                 gist_jax.load(tmp_path).compress(["t1 t2"])
 
 
+@decoder
 def test_mistakes_with_models(tmp_path, workdir, monkeypatch, capsys):
     arguments = "--instruction=x", f"--output={tmp_path}/x"
     missing = mistake(compress, monkeypatch, capsys, "--model=./nowhere", *arguments)
@@ -267,10 +274,7 @@ def test_unknown_field_in_a_config_file(tmp_path):
             ["--config=tests/helpers/quick.py", "--workdir=X", "--config.optimizer.learning_rat=1"],
             "learning_rat",
         ),
-        (["--config=tests/helpers/quick.py"], "workdir"),
-        (["--config=tests/nowhere.py", "--workdir=X"], "nowhere.py"),
         (["--config=tests/helpers/quick.py", "--workdir=X", "--config.num_gist_tokens=0"], "is 0, but"),
-        (["--config=tests/helpers/quick.py", "--workdir=X", "--config.num_steps=few"], "num_steps"),
     ],
 )
 def test_mistakes_of_the_train_command(arguments, sentence, tmp_path):
@@ -283,4 +287,16 @@ def test_mistakes_of_the_train_command(arguments, sentence, tmp_path):
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_mistakes_of_the_train_command(tmp_path, monkeypatch, capsys):
+    config, workdir = "--config=tests/helpers/quick.py", f"--workdir={tmp_path}/run"
+    for arguments, sentence in (
+        ([config], "workdir"),
+        (["--config=tests/nowhere.py", workdir], "nowhere.py"),
+        ([config, workdir, "--config.num_steps=few"], "num_steps"),
+    ):
+        text = mistake(train, monkeypatch, capsys, *arguments)
+        assert sentence in text and len(text.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()

@@ -65,7 +65,7 @@ def arguments(folder, inputs, output):
     return [f"--model={WORKDIR}", f"--library={folder / 'gists'}", *files]
 
 
-def test_a_killed_command_resumes(folder):
+def test_a_killed_command_resumes(folder, monkeypatch, capsys):
     def start(output):
         return run([sys.executable, "-c", SCRIPT, *arguments(folder, "in.jsonl", output)])
 
@@ -76,11 +76,11 @@ def test_a_killed_command_resumes(folder):
     killed.communicate()
     assert first.exists() and not (folder / "killed.jsonl").exists()
     before = first.stat().st_mtime_ns
-    for output in ("whole.jsonl", "killed.jsonl"):
-        process = start(output)
-        assert (written := process.communicate()[1]) is not None and process.returncode == 0, written
-        if output == "whole.jsonl":
-            assert first.stat().st_mtime_ns == before
+    monkeypatch.setattr(request_files, "BLOCK", 4)
+    command(generate, monkeypatch, capsys, *arguments(folder, "in.jsonl", "whole.jsonl"))
+    assert first.stat().st_mtime_ns == before
+    resumed = start("killed.jsonl")
+    assert (written := resumed.communicate()[1]) is not None and resumed.returncode == 0, written
     assert (folder / "killed.jsonl").read_bytes() == (folder / "whole.jsonl").read_bytes()
     assert not first.parent.exists()
 

@@ -13,6 +13,7 @@ from gist_jax.inference.library import GistLibrary
 from gist_jax.inference.request_files import answer_stream, request_of
 from gist_jax.inference.requests import Request
 
+decoder = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 INSTRUCTIONS = ["Count the words.", "Say the last word.", "Reverse the words of the input."]
 INPUTS = ["red cow dog", "", "tea", "red tiger hammer lamp"]
 NEW = 12
@@ -43,7 +44,12 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    ("model_family", "options"),
+    [*(("llama", options) for options in OPTIONS), *(("t5", OPTIONS[i]) for i in (3, 6))],
+    indirect=["model_family"],
+    ids=str,
+)
 def test_options_are_those_of_generate(lm, library, options):
     options = {"max_new_tokens": NEW, **options}
     expected = lm.generate(library["count"], inputs=INPUTS, **options)
@@ -64,6 +70,7 @@ def test_options_are_those_of_generate(lm, library, options):
     )
 
 
+@decoder
 def test_what_does_not_fit_fails_alone(lm, library):
     other = dataclasses.replace(library["last"], origin=None)
     wrong = [
@@ -94,6 +101,7 @@ def test_what_does_not_fit_fails_alone(lm, library):
         lm.generate(library["count"], inputs=["x"], stop="")
 
 
+@decoder
 def test_requests_are_taken_as_slots_become_free(lm, library):
     taken = []
 
@@ -107,6 +115,7 @@ def test_requests_are_taken_as_slots_become_free(lm, library):
     assert len(taken) <= 40 + 2 * 4 and len(set(first)) == 40
 
 
+@decoder
 def test_streams_of_whole_characters(lm, monkeypatch):
     """Of a tokenizer whose tokens are bytes."""
     spoken = "aé€𝄞 é"
@@ -147,6 +156,7 @@ def test_records_as_requests():
             request_of({name: value}, default)
 
 
+@decoder
 def test_standard_input_is_answered_line_by_line(lm, library, monkeypatch):
     lines = [json.dumps({"input": text, "gist": "count"}) for text in INPUTS]
     lines[2:2] = ["{not JSON", "[]", json.dumps({"gist": "nope", "input": ""})]

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 
 import jax
@@ -19,23 +20,26 @@ STACKS = ("encoder", "decoder")
 DROPOUT = {"llama": 0.0, "t5": 0.2}
 
 
-@pytest.fixture(scope="module")
-def reference(model_family):
-    """Of one device."""
-    return metrics_of(model_family, dropout=DROPOUT[model_family])
+@functools.cache
+def reference(family):
+    """Losses and norms of one device."""
+    return metrics_of(family, dropout=DROPOUT[family])
 
 
 # Not all pairs, for want of time.
+MESHES = [((1, 1, 1), 2), ((8, 1, 1), 2), ((1, 8, 1), 1), ((2, 2, 2), 2), ((1, 1, 8), 1)]
+
+
 @pytest.mark.parametrize(
-    ("sizes", "accumulate"),
-    [((1, 1, 1), 2), ((8, 1, 1), 2), ((1, 8, 1), 1), ((2, 2, 2), 2), ((1, 1, 8), 1)],
+    ("family", "sizes", "accumulate"),
+    [*(("llama", *mesh) for mesh in MESHES), *(("t5", *mesh) for mesh in MESHES[-2:])],
 )
-def test_losses_do_not_depend_on_mesh_or_accumulation(model_family, reference, sizes, accumulate):
-    settings = dict(dropout=DROPOUT[model_family], optimizer__accumulate=accumulate)
-    losses, norms = metrics_of(model_family, sizes, **settings)
-    np.testing.assert_allclose(losses, reference[0], rtol=1e-5)
+def test_losses_do_not_depend_on_mesh_or_accumulation(family, sizes, accumulate):
+    settings = dict(dropout=DROPOUT[family], optimizer__accumulate=accumulate)
+    losses, norms = metrics_of(family, sizes, **settings)
+    np.testing.assert_allclose(losses, reference(family)[0], rtol=1e-5)
     # AdamW would not see gradients that are too large or too small.
-    np.testing.assert_allclose(norms, reference[1], rtol=1e-3)
+    np.testing.assert_allclose(norms, reference(family)[1], rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +54,7 @@ def test_other_optimizers_and_precisions(settings):
     """The same on a mesh but for rounding; not quite what AdamW does, and not far from it."""
     alone, sharded = (losses_of("llama", sizes, **settings) for sizes in ((1, 1, 1), (2, 2, 2)))
     np.testing.assert_allclose(sharded, alone, rtol=2e-2 if "param_dtype" in settings else 1e-3)
-    plain = losses_of("llama", steps=3)
+    plain = reference("llama")[0][:3]
     np.testing.assert_allclose(alone[:3], plain, rtol=0.1)
     assert abs(alone[2] - plain[2]) > 1e-5
 
@@ -70,37 +74,32 @@ def test_bfloat16_steps_change_float32_master_weights():
     assert 2e-6 < np.max(change) < 4e-6
 
 
-def test_dropout_depends_on_seed_and_step():
-    program = program_of("t5", dropout=0.2, optimizer__learning_rate=1e-30)
-    batch = jax.device_put(random_batch(MODELS["t5"], rows=16), program.batch_sharding)
-    losses = []
-    with jax.set_mesh(program.mesh):
-        state = program.create(jax.device_put(start("t5"), program.param_shardings))
-        step = compiled_step(program)
-        for _ in range(2):  # whose updates are nothing
-            state, metrics = step(state, batch, None)
-            losses.append(float(metrics["loss"]))
-    losses.append(losses_of("t5", dropout=0.2, seed=1, steps=1)[0])
-    assert len(set(losses)) == 3
-
-
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_every_row_has_dropout_of_its_own(accumulate):
-    """The same row everywhere: which of them the loss is of would not matter if they shared a key."""
+def test_dropout_depends_on_seed_and_step_and_row(accumulate):
     program = program_of(
         "t5", dropout=0.2, optimizer__learning_rate=1e-30, optimizer__accumulate=accumulate
     )
-    batch = {name: np.repeat(x[:1], 16, 0) for name, x in random_batch(MODELS["t5"]).items()}
-    losses = []
+    batch, losses = random_batch(MODELS["t5"], rows=16), []
+    # The same row everywhere: which of them the loss is of would not matter if they shared a key.
+    repeated, of_rows = {name: np.repeat(x[:1], 16, 0) for name, x in batch.items()}, []
     with jax.set_mesh(program.mesh):
         step = compiled_step(program)
-        for row in (0, 1, 8, 15):
-            state = program.create(jax.device_put(start("t5"), program.param_shardings))
-            of_one = {**batch, "weights": batch["weights"] * (np.arange(16) == row)[:, None]}
-            of_one["weights"] = of_one["weights"].astype(np.float32)
-            _, metrics = step(state, jax.device_put(of_one, program.batch_sharding), None)
+
+        def create():
+            return program.create(jax.device_put(start("t5"), program.param_shardings))
+
+        state = create()
+        for _ in range(2):  # whose updates are nothing
+            state, metrics = step(state, jax.device_put(batch, program.batch_sharding), None)
             losses.append(float(metrics["loss"]))
-    assert len(set(losses)) == 4
+        for row in (0, 1, 8, 15):
+            of_one = {**repeated, "weights": repeated["weights"] * (np.arange(16) == row)[:, None]}
+            of_one["weights"] = of_one["weights"].astype(np.float32)
+            _, metrics = step(create(), jax.device_put(of_one, program.batch_sharding), None)
+            of_rows.append(float(metrics["loss"]))
+    if accumulate == 1:
+        losses.append(losses_of("t5", dropout=0.2, seed=1, steps=1)[0])
+    assert len(set(losses)) == len(losses) and len(set(of_rows)) == 4
 
 
 def part(x: jax.ShapeDtypeStruct) -> tuple[int, ...]:
@@ -152,7 +151,9 @@ def nbytes(tree) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize(
+    ("model_family", "remat"), [("llama", "none"), ("llama", "full"), ("t5", "full")]
+)
 def test_no_device_gathers_more_than_a_layer_at_a_time(model_family, monkeypatch, remat):
     """With fsdp: what one trip of a loop gathers, and what is gathered outside of all loops."""
     wide = dict(num_layers=6, hidden_size=64, intermediate_size=128)

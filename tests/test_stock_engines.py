@@ -84,8 +84,7 @@ def prompts(ours, count=6):
     return instructions, inputs, heads, [ours.template.input_ids(text) for text in inputs]
 
 
-@pytest.mark.parametrize("k", [1, 4])
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize(("name", "k"), [("llama", 1), *((name, 4) for name in DECODERS)])
 def test_stock_generate_goes_on_after_a_prefix(name, k, tokenizer, tmp_path):
     model = random_decoder(name, tokenizer.vocab_size)
     ours = language_model(model, k, tokenizer, tmp_path)

@@ -99,6 +99,7 @@ def test_what_is_lost_to_a_control():
     assert items_of([*runs[0].records[:3], {**runs[0].records[3], "input": "other"}]) is None
 
 
+@pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 def test_the_suite_by_command(tmp_path, workdir, monkeypatch, capsys):
     """A source without a train split, that needs no network; a model may be new to every word of it."""
     assert set(load_data("suite").splits) == {"suite"}

@@ -58,7 +58,8 @@ def test_the_cache_holds_what_the_template_makes(template, home, monkeypatch):
 
 
 def test_a_megabyte_is_cut(template):
-    for field in ("instruction", "input", "output"):
+    decoder_only = template.decoder_start_token is None
+    for field in ("instruction", "input", "output") if decoder_only else ("output",):
         example = {"instruction": "Say.", "input": "x", "output": "y", field: "word " * 200_000}
         row = make_row(template, 64, 48).map(template.encode_one(example))
         assert (row["tokens"] == template.tokenizer.gist_id).sum() == 2

@@ -1,34 +1,21 @@
 """The package as a wheel: what is in it, and that it runs from any folder."""
 
 import os
-import pathlib
-import shutil
 import subprocess
 import sys
 import zipfile
 
 import pytest
+from wheels import REPOSITORY, build
 
 import gist_jax
 
-REPOSITORY = pathlib.Path(__file__).parent.parent
 DATA = (".py", ".json", ".css", ".js", ".typed")
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Made of a copy, and offline: by the setuptools that is there."""
-    pytest.importorskip("setuptools", "77", reason="wheels are made by setuptools 77 or newer")
-    source, made = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    shutil.copytree(
-        REPOSITORY / "gist_jax", source / "gist_jax", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, source)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
-    subprocess.run([*command, "--no-index", "--wheel-dir", str(made), str(source)], check=True)
-    (found,) = made.glob("*.whl")
-    return found
+    return build(tmp_path_factory.mktemp("wheel"))
 
 
 def test_what_is_in_it(wheel):

@@ -12,6 +12,7 @@ import sentencepiece
 import tokenizers
 
 from gist_jax.errors import UserError, shortened
+from gist_jax.io import read_json
 from gist_jax.storage import as_path, fetch, is_bucket
 
 GIST = "<GIST>"
@@ -58,7 +59,10 @@ class _JsonBackend:
         self.tokenizer.encode_special_tokens = True
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises bare Exception, as where a model lacks its [UNK]
+            raise UserError(f"the tokenizer cannot encode a text: {shortened(error)}") from None
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
@@ -233,10 +237,13 @@ def _special_tokens(directory: pathlib.Path) -> dict[str, str | None]:
     named = dict(SPECIAL_TOKENS)
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (directory / file).exists():
-            fields = json.loads((directory / file).read_text())
+            fields = read_json(directory / file)
             for name in named:
                 token = fields.get(name, named[name])
-                named[name] = token["content"] if isinstance(token, dict) else token
+                token = token.get("content") if isinstance(token, dict) else token
+                if not isinstance(token, str | None):
+                    raise UserError(f"{directory / file} has no token as its {name}: {shortened(token)}")
+                named[name] = token
     return named
 
 
@@ -246,8 +253,7 @@ def _chat_template(directory: pathlib.Path) -> str | None:
         return (directory / CHAT_TEMPLATE).read_text(encoding="utf-8")
     if not (directory / "tokenizer_config.json").exists():
         return None
-    fields = json.loads((directory / "tokenizer_config.json").read_text())
-    found = fields.get("chat_template") if isinstance(fields, dict) else None
+    found = read_json(directory / "tokenizer_config.json").get("chat_template")
     if isinstance(found, list):  # several, by name
         by_name = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
         found = by_name.get("default")

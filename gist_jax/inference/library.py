@@ -239,8 +239,14 @@ class GistLibrary(Mapping[str, GistCache]):
         if index.get("format") != FORMAT:
             raise UserError(f"{path} is not an index of format {FORMAT}")
         try:
-            return {name: Entry(**fields) for name, fields in index["gists"].items()}
-        except (AttributeError, KeyError, TypeError) as error:
+            entries = {name: Entry(**fields) for name, fields in index["gists"].items()}
+            for entry in entries.values():
+                if not all(isinstance(value, str) for value in dataclasses.astuple(entry)):
+                    raise TypeError("an entry has a field that is no text")
+                if pathlib.PurePath(entry.file).name != entry.file:
+                    raise ValueError(f"the file {entry.file!r} is not one of its folder")
+            return entries
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is no index of gists: {shortened(error)}") from None
 
 

@@ -49,7 +49,7 @@ def load(
       base: of the adapter in `path`, where it is no longer where it was.
 
     Returns:
-      The model on this machine's default device, whose methods take and give texts.
+      The model, whose methods take and give texts.
 
     Raises:
       UserError: in one sentence, if there is no such model or it cannot be read, or an adapter is of

@@ -13,11 +13,20 @@ class _Checked:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            numbers = (int, float) if field.type is float else field.type
+            if isinstance(numbers, type | tuple) and (
+                not isinstance(value, numbers) or isinstance(value, bool) != (field.type is bool)
+            ):
+                raise ValueError(f"{field.name} of a model cannot be {value!r}")
             least = field.metadata.get("least", 1)
-            if field.type is int and value < least:
+            if field.type is int and not least <= value < 2**31:
                 raise ValueError(f"{field.name} of a model must be at least {least}, but is {value}")
-            if field.type is float and not 0 < value < math.inf:
+            if field.type is float and not 0 < value < 1e18:
                 raise ValueError(f"{field.name} of a model must be above 0, but is {value}")
+        sizes: Any = self
+        widest = max(sizes.vocab_size, sizes.intermediate_size, sizes.num_heads * sizes.head_dim)
+        if sizes.hidden_size * widest * sizes.num_layers >= 2**48:
+            raise ValueError("no model is as large as its sizes say")
 
 
 LLAMA_KINDS = ("llama", "mistral", "qwen2", "qwen3")

@@ -7,7 +7,7 @@ from typing import Any
 
 from gist_jax.io import atomic_write
 from gist_jax.storage import absolute, is_bucket
-from gist_jax.workdir import METRICS, METRICS_FOLDER, metrics_objects, whole_lines
+from gist_jax.workdir import METRICS, METRICS_FOLDER, metrics_objects, read_metrics, whole_lines
 
 
 class MetricsWriter:
@@ -99,6 +99,7 @@ class _Objects:
 
 def _keep_up_to(path: pathlib.Path, step: int) -> None:
     """Drops the lines after `step`, and a last line that was cut by a kill."""
-    kept = [line for line in whole_lines(path) if json.loads(line)["step"] <= step]
+    numbered = zip(whole_lines(path), read_metrics(path.parent), strict=True)
+    kept = [line for line, metrics in numbered if metrics["step"] <= step]
     with atomic_write(path) as tmp:
         tmp.write_text("".join(kept))

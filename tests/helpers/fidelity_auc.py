@@ -24,6 +24,8 @@ from gist_jax.workdir import CONFIG
 
 SPLITS = ("validation_unseen", "validation_human")
 RESAMPLED = 1000
+UNMASKED = "itself unmasked"
+REFERENCES = (UNMASKED, "pos_control")
 
 
 class Area(NamedTuple):
@@ -53,8 +55,8 @@ def with_interval(divergence: np.ndarray, wrong: np.ndarray) -> Area:
     return Area(area(divergence, wrong), low, high, int(wrong.sum()), int((~wrong).sum()))
 
 
-def measure(folder: pathlib.Path, num_examples: int = 500) -> Areas:
-    """The areas by reference, of each split and of both together."""
+def measure(folder: pathlib.Path, names: tuple[str, ...] = REFERENCES, num_examples: int = 500) -> Areas:
+    """The areas by reference, of those named, of each split and of both together."""
     lm = gist_jax.load(folder / "gist")
     evaluation = read_json(folder / "gist" / CONFIG)["evaluation"]
     lengths = {name: evaluation[name] for name in ("max_new_tokens", "max_input_length")}
@@ -63,11 +65,9 @@ def measure(folder: pathlib.Path, num_examples: int = 500) -> Areas:
     for name, of_split in examples.items():
         records = predict(lm, of_split, batch_size=64, **lengths)
         wrong[name] = np.array([r["prediction"] != r["reference"].strip() for r in records])
-    references = {"itself unmasked": None}
-    if (folder / "pos_control").exists():
-        references["pos_control"] = gist_jax.load(folder / "pos_control")
     areas = {}
-    for name, reference in references.items():
+    for name in names:
+        reference = None if name == UNMASKED else gist_jax.load(folder / name)
         divergence = {}
         for split, of_split in examples.items():
             pairs = ([example[field] for example in of_split] for field in ("instruction", "input"))
@@ -84,6 +84,6 @@ if __name__ == "__main__":
     arguments.add_argument("--demo", type=pathlib.Path, required=True, help="folder of gist_jax.demo")
     arguments.add_argument("--num_examples", type=int, default=500, help="of each split")
     options = arguments.parse_args()
-    for name, found in measure(options.demo, options.num_examples).items():
+    for name, found in measure(options.demo, num_examples=options.num_examples).items():
         counts = f"{found.num_wrong} wrong, {found.num_right} right"
         print(f"{name}: {found.value:.3f} ({found.low:.3f} to {found.high:.3f}), {counts}")
