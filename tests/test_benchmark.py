@@ -21,7 +21,7 @@ from gist_jax.benchmark.workload import MODES, Workload, make_cache
 from gist_jax.models import registry
 from gist_jax.models.stack import unstacked
 
-decoder = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
+llama_alone = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 SMALL = ("--config=tests/helpers/quick.py", "--config.model.vocab_size=64")
 
 
@@ -120,7 +120,7 @@ def test_caches_have_the_bytes_of_their_costs(benchmark_model):
         )
 
 
-@decoder
+@llama_alone
 def test_other_tokens_are_refused(benchmark_model, monkeypatch):
     """A cache of another instruction gives other tokens."""
 
@@ -186,7 +186,7 @@ def test_times_of_a_shape(tmp_path, monkeypatch, capsys):
     assert [row["mode"] for row in written["rows"]] == [row["mode"] for row in rows]
 
 
-@decoder
+@llama_alone
 def test_times_of_a_model(workdir, lm, tmp_path, monkeypatch, capsys):
     sizes = "--instruction=7", "--input=5", "--output_tokens=2", "--batch=2", "--rounds=2"
     options = f"--model={workdir}", *sizes, "--dtype=bfloat16", f"--output={tmp_path}"

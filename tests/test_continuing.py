@@ -20,7 +20,7 @@ from gist_jax.models.stack import unstacked
 
 FIRST = ["Say the word tea.", "Write green, then say the second word of the input."]
 SETTINGS = dict(max_new_tokens=8)
-decoder = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
+llama_alone = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_compress_after(lm, tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@decoder
+@llama_alone
 def test_after_rebased_caches(lm):
     """They take up k positions; what is made after them stands in no run, and says so."""
     first = lm.rebase(lm.compress(FIRST))
@@ -134,7 +134,7 @@ def test_after_rebased_caches(lm):
     )
 
 
-@decoder
+@llama_alone
 def test_what_cannot_go_on(lm):
     first = lm.compress(FIRST)
     gists = lm.compress(INSTRUCTIONS, after=first)
@@ -156,7 +156,7 @@ def test_what_cannot_go_on(lm):
         other.compress(INSTRUCTIONS, after=first)
 
 
-@decoder
+@llama_alone
 def test_command_and_library(lm, workdir, tmp_path, monkeypatch, capsys):
     one, both = tmp_path / "one.gist.safetensors", tmp_path / "both.gist.safetensors"
     model = f"--model={workdir}"

@@ -24,7 +24,7 @@ from gist_jax.training.step import StepConfig, logits
 
 EXAMPLES = pathlib.Path(__file__).parent / "examples"
 SETTINGS = dict(max_new_tokens=6)
-decoder = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
+llama_alone = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_divergence_from_one_forward_pass(random_model):
     assert f"from the gist {first.gist!r}" in str(fidelity)
 
 
-@decoder
+@llama_alone
 def test_of_an_adapter_the_base_is_the_reference(random_model, model_family):
     """It reads prompts in which there are no gist tokens."""
     base, _ = random_model
@@ -102,7 +102,7 @@ def test_of_an_adapter_the_base_is_the_reference(random_model, model_family):
     assert [fidelity.outputs[0].text for fidelity in found] == written
 
 
-@decoder
+@llama_alone
 def test_every_instruction_once(random_model):
     lm, _ = random_model
     pairs = [*INSTRUCTIONS, INSTRUCTIONS[0]], [*INPUTS, ""]

@@ -25,7 +25,7 @@ SHARDS = (2, 4, 8)
 HEADS = dict(num_heads=8, head_dim=8)
 
 
-decoder = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
+llama_alone = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_caches_of_any_mesh_serve_on_any_other(directory, alone):
     assert alone.generate(model.compress(INSTRUCTIONS), **OPTIONS) == outputs
 
 
-@decoder
+@llama_alone
 def test_all_that_a_mesh_writes(directory, alone):
     model, gists = on_mesh(directory, tensor=8), alone.compress(INSTRUCTIONS)
     for more in (dict(temperature=0.8, top_k=7, top_p=0.9, seed=5), dict(instructions=INSTRUCTIONS)):
@@ -98,7 +98,7 @@ def test_all_that_a_mesh_writes(directory, alone):
     np.testing.assert_allclose([x.kl for x in lost], [x.kl for x in expected], atol=1e-4)
 
 
-@decoder
+@llama_alone
 def test_an_adapter_acts_on_a_mesh(directory, alone):
     shape = AdapterConfig(rank=2)
     params = registry.init_adapter(alone.config, shape, jax.random.key(1))
@@ -115,7 +115,7 @@ def test_an_adapter_acts_on_a_mesh(directory, alone):
     assert np.abs(plain - expected.memory.cache.keys[1]).max() > 0.01
 
 
-@decoder
+@llama_alone
 def test_exports_and_what_a_model_says_do_not_depend_on_the_mesh(directory, alone, tmp_path):
     model = on_mesh(directory, tensor=8)
     model.export(tmp_path / "again")
@@ -172,7 +172,7 @@ def test_a_run_writes_with_what_divides_its_heads():
         ({"heads": 2}, "a mesh has the axes data, fsdp, tensor, not heads"),
     ],
 )
-@decoder
+@llama_alone
 def test_a_mesh_that_does_not_fit_is_refused(directory, mesh, message):
     with pytest.raises(UserError, match=message):
         gist_jax.load(directory, mesh=mesh)

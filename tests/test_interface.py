@@ -23,10 +23,10 @@ from gist_jax.models import registry
 from gist_jax.training.run import prepare
 from gist_jax.workdir import read_metrics
 
-decoder = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
+llama_alone = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 
 
-@decoder
+@llama_alone
 def test_evaluation_of_a_run(workdir):
     last = read_metrics(workdir)[-1]
     for split in ("seen", "unseen", "human"):
@@ -36,7 +36,7 @@ def test_evaluation_of_a_run(workdir):
     assert any((workdir / "tensorboard").iterdir())
 
 
-@decoder
+@llama_alone
 def test_lengths_of_a_split(workdir, tmp_path, monkeypatch, capsys):
     """The config asks for three new tokens at most in the human split, in a run and at the command."""
     asked = {}
@@ -68,7 +68,7 @@ def test_cache_equals_whole_prompt(lm):
     assert three[:2] == lm.generate(gists, **settings)
 
 
-@decoder
+@llama_alone
 def test_one_compilation_per_bucket(lm):
     lm.generate(instructions=INSTRUCTIONS[:1], inputs=["red cow"], max_new_tokens=5)
     lm.compress(INSTRUCTIONS)
@@ -89,7 +89,7 @@ def test_save_and_load(lm, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.gist.safetensors"]
 
 
-@decoder
+@llama_alone
 def test_rows_of_a_cache(lm):
     gists = lm.compress(INSTRUCTIONS)
     assert len(gists[np.int64(1)]) == len(gists[-1]) == 1
@@ -99,7 +99,7 @@ def test_rows_of_a_cache(lm):
             gists[rows]
 
 
-@decoder
+@llama_alone
 def test_an_origin_sees_every_parameter_and_every_token(lm):
     params = registry.init(lm.config, jax.random.key(0))
     settings = dict(config=lm.config, tokenizer=lm.tokenizer, num_gist_tokens=1)
@@ -125,13 +125,13 @@ def test_every_row_has_its_own_positions(lm):
     assert outputs == lm.generate(instructions=spoken, inputs=given, max_new_tokens=8)
 
 
-@decoder
+@llama_alone
 def test_files_that_cannot_be_written(lm):
     with pytest.raises(OSError):
         lm.compress(INSTRUCTIONS).save("/proc/x")
 
 
-@decoder
+@llama_alone
 def test_bfloat16_caches_keep_their_dtype_and_model(workdir, lm, tmp_path):
     half = gist_jax.load(workdir, dtype="bfloat16")
     assert half.origin == lm.origin
@@ -141,7 +141,7 @@ def test_bfloat16_caches_keep_their_dtype_and_model(workdir, lm, tmp_path):
     assert len(half.generate(loaded, inputs=INPUTS, max_new_tokens=4)) == 2
 
 
-@decoder
+@llama_alone
 def test_commands(workdir, lm, tmp_path, monkeypatch, capsys):
     file, predictions = str(tmp_path / "x.gist.safetensors"), str(tmp_path / "preds.csv")
     model = f"--model={workdir}"
@@ -160,7 +160,7 @@ def test_commands(workdir, lm, tmp_path, monkeypatch, capsys):
     assert printed.startswith("6 rows\nmetric ") and "\nrougeLsum " in printed
 
 
-@decoder
+@llama_alone
 def test_a_tokenizer_survives_being_saved(lm, tmp_path):
     lm.tokenizer.save(tmp_path)
     again = load_tokenizer(tmp_path)

@@ -23,7 +23,7 @@ from gist_jax.models import registry
 from gist_jax.training.config import validate
 from gist_jax.training.run import prepare
 
-decoder = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
+llama_alone = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 
 
 def test_damaged_checkpoints(tmp_path):
@@ -49,7 +49,7 @@ def test_damaged_checkpoints(tmp_path):
         gist_jax.load(tmp_path)
 
 
-@decoder
+@llama_alone
 def test_damaged_workdirs(workdir, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(workdir, copy)
@@ -67,7 +67,7 @@ def test_damaged_workdirs(workdir, tmp_path):
         gist_jax.load(copy)
 
 
-@decoder
+@llama_alone
 def test_mistakes_with_gist_files(workdir, lm, tmp_path, monkeypatch, capsys):
     model, given = f"--model={workdir}", "--input=red"
     file = tmp_path / "x.gist.safetensors"
@@ -95,7 +95,7 @@ def test_mistakes_with_gist_files(workdir, lm, tmp_path, monkeypatch, capsys):
         assert made == "error: the gist cache was made by another model or tokenizer"
 
 
-@decoder
+@llama_alone
 def test_mistakes_with_instructions(workdir, lm, tmp_path, monkeypatch, capsys):
     model, output = f"--model={workdir}", f"--output={tmp_path}/x"
 
@@ -125,7 +125,7 @@ def test_prompts_longer_than_the_positions_of_a_model(lm):
         assert cached == lm.generate(instructions=spoken, inputs=["red"], max_new_tokens=4)
 
 
-@decoder
+@llama_alone
 def test_models_that_cannot_compress(lm):
     control = dataclasses.replace(lm, condition="neg_control")
     with pytest.raises(ValueError, match="trained as neg_control"):
@@ -155,7 +155,7 @@ def test_a_checkpoint_that_was_not_trained_for_gisting(tmp_path, model_family):
                 gist_jax.load(tmp_path).compress(["t1 t2"])
 
 
-@decoder
+@llama_alone
 def test_mistakes_with_models(tmp_path, workdir, monkeypatch, capsys):
     arguments = "--instruction=x", f"--output={tmp_path}/x"
     missing = mistake(compress, monkeypatch, capsys, "--model=./nowhere", *arguments)

@@ -145,10 +145,10 @@ def sequences(config):
     inputs = Tokens(tokens, gist.positions_of(layout.segment), gist.mask_to_bias(mask))
     if not config.is_encoder_decoder:
         return [inputs]
-    output = gist.following(layout, jnp.ones((2, 5), jnp.int32))
+    output = gist.following(layout, jnp.ones((2, 3), jnp.int32))
     mask = gist.attention_mask(output, "gist", before=layout)
     positions = gist.positions_of(output.segment)
-    return [inputs, Tokens(tokens[:, :5], positions, gist.mask_to_bias(mask))]
+    return [inputs, Tokens(tokens[:, :3], positions, gist.mask_to_bias(mask))]
 
 
 def unrolled_forward(model, config, inputs, decoder_inputs=None):

@@ -13,7 +13,7 @@ from gist_jax.inference.library import GistLibrary
 from gist_jax.inference.request_files import answer_stream, request_of
 from gist_jax.inference.requests import Request
 
-decoder = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
+llama_alone = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 INSTRUCTIONS = ["Count the words.", "Say the last word.", "Reverse the words of the input."]
 INPUTS = ["red cow dog", "", "tea", "red tiger hammer lamp"]
 NEW = 12
@@ -70,7 +70,7 @@ def test_options_are_those_of_generate(lm, library, options):
     )
 
 
-@decoder
+@llama_alone
 def test_what_does_not_fit_fails_alone(lm, library):
     other = dataclasses.replace(library["last"], origin=None)
     wrong = [
@@ -101,7 +101,7 @@ def test_what_does_not_fit_fails_alone(lm, library):
         lm.generate(library["count"], inputs=["x"], stop="")
 
 
-@decoder
+@llama_alone
 def test_requests_are_taken_as_slots_become_free(lm, library):
     taken = []
 
@@ -115,7 +115,7 @@ def test_requests_are_taken_as_slots_become_free(lm, library):
     assert len(taken) <= 40 + 2 * 4 and len(set(first)) == 40
 
 
-@decoder
+@llama_alone
 def test_streams_of_whole_characters(lm, monkeypatch):
     """Of a tokenizer whose tokens are bytes."""
     spoken = "aé€𝄞 é"
@@ -156,7 +156,7 @@ def test_records_as_requests():
             request_of({name: value}, default)
 
 
-@decoder
+@llama_alone
 def test_standard_input_is_answered_line_by_line(lm, library, monkeypatch):
     lines = [json.dumps({"input": text, "gist": "count"}) for text in INPUTS]
     lines[2:2] = ["{not JSON", "[]", json.dumps({"gist": "nope", "input": ""})]

@@ -82,7 +82,7 @@ def losses(workdir):
     return [(line["step"], line["loss"]) for line in read_metrics(workdir) if "loss" in line]
 
 
-decoder = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
+llama_alone = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 
 
 @pytest.mark.parametrize("model_family", ["t5"], indirect=True)
@@ -105,7 +105,7 @@ def test_a_stopped_run_resumes_with_the_same_losses(model_family, workdir, tmp_p
     assert losses(tmp_path) == losses(workdir)
 
 
-@decoder
+@llama_alone
 def test_a_finished_run_does_nothing_more(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
     loop.train(prepare(quick.get_config(), tmp_path))
@@ -150,7 +150,7 @@ def test_a_failed_start_can_be_corrected(tmp_path):
         prepare(config, tmp_path)
 
 
-@decoder
+@llama_alone
 def test_another_config_in_the_same_workdir_is_refused(workdir):
     config = quick.get_config()
     config.optimizer.learning_rate = 0.5
@@ -186,7 +186,7 @@ def test_a_run_of_files_resumes_without_the_cache_and_not_with_other_data(tmp_pa
     assert all(0 <= line["padding"] < 0.5 for line in read_metrics(tmp_path / "run") if "loss" in line)
 
 
-@decoder
+@llama_alone
 def test_a_run_resumes_with_another_mesh(workdir, tmp_path):
     config = quick.get_config()
     config.checkpoint.every = 4
@@ -213,7 +213,7 @@ def largest_file(directory):
     return max(directory.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
 
 
-@decoder
+@llama_alone
 def test_a_run_resumes_from_what_can_be_read(workdir, tmp_path):
     """First the metrics of the last checkpoint are damaged, then it, then the last two of three.
 
@@ -244,7 +244,7 @@ def test_a_run_resumes_from_what_can_be_read(workdir, tmp_path):
         assert losses(tmp_path) == losses(workdir)
 
 
-@decoder
+@llama_alone
 def test_nothing_is_put_aside_when_no_checkpoint_can_be_read(workdir, tmp_path, monkeypatch):
     """Which may have another cause than damage."""
     config = quick.get_config()
