@@ -4,6 +4,7 @@ A fenced block of Python behind `<!-- run -->` is run, those of a page one after
 what its text takes as given. In any other fenced block the commands of gist_jax are looked at.
 """
 
+import doctest
 import importlib
 import pathlib
 import re
@@ -112,3 +113,15 @@ def test_python_runs(page, lm, workdir, tmp_path, monkeypatch):
         exec(compile(block, f"{page.name}, block {number}", "exec"), given)
     if "get_config" in given:
         training_config.validate(given["get_config"]())
+
+
+def test_examples_in_docstrings():
+    """Every module that has some, as Python's own prompt shows them."""
+    found = 0
+    for file in sorted((ROOT / "gist_jax").rglob("*.py")):
+        if ">>>" in file.read_text(encoding="utf-8"):
+            name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+            results = doctest.testmod(importlib.import_module(name))
+            assert not results.failed
+            found += results.attempted
+    assert found
