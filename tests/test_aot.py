@@ -94,7 +94,7 @@ def test_several_slices_and_mistakes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "topology"), [("llama_7b", "v5e-64"), ("flan_t5_xxl", "v4-32")])
+@pytest.mark.parametrize(("name", "topology"), [("llama_7b", "v5e-64"), ("flan_t5_xxl", "v5e-64")])
 def test_the_models_of_the_paper_fit(name, topology, tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_DATA, (20 * 10**9, 20 * 10**9))
@@ -106,8 +106,8 @@ def test_the_models_of_the_paper_fit(name, topology, tmp_path):
     train = reports_in(output)["train"]
     # Two of LLaMA-7B's layers alone need 11.4 GiB where nothing says that activations are split: on CPUs
     # XLA splits them by itself.
-    assert train["excess"] == 0 and train["chips"] == (64 if topology == "v5e-64" else 16)
-    assert train["total"] < (9 if name == "llama_7b" else 13) * 2**30
+    assert train["excess"] == 0 and train["chips"] == 64
+    assert train["total"] < 9 * 2**30
     assert train["utilisation"][1] <= 1
 
 
