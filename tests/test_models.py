@@ -13,13 +13,14 @@ from tiny import TINY
 from gist_jax import gist
 from gist_jax.cost_model.jaxpr import matmul_flops, subjaxprs
 from gist_jax.inference.fingerprint import base_fingerprint
+from gist_jax.inference.parameters import for_inference
 from gist_jax.interop.huggingface import read_config
 from gist_jax.models import attention, registry
 from gist_jax.models.attention import attend, attend_cached
 from gist_jax.models.cache import KVCache
 from gist_jax.models.model import DecodeState, Tokens
 from gist_jax.models.registry import merge
-from gist_jax.models.stack import transposed, unstacked
+from gist_jax.models.stack import unstacked
 from gist_jax.models.t5 import relative_bucket
 from gist_jax.training.step import StepConfig, summed_loss
 
@@ -319,7 +320,7 @@ def test_transposed_kernels_change_nothing(tiny):
     """For few tokens, which a CPU multiplies the other way round, and for many."""
     config, params = tiny
     plain = unstacked(params)
-    turned = transposed(plain)
+    turned = for_inference(params, "float32", config, None)
     assert base_fingerprint(turned, config) == base_fingerprint(plain, config)
     axes = registry.logical_axes(config, stacked=False, transposed=True)
     assert jax.tree.structure(turned) == jax.tree.structure(axes, is_leaf=lambda x: isinstance(x, tuple))

@@ -14,8 +14,9 @@ from gist_jax.inference.buckets import bucket
 from gist_jax.inference.continuous import Programs as SlotPrograms
 from gist_jax.inference.continuous import Row, write_rows
 from gist_jax.inference.decode import generate
+from gist_jax.inference.parameters import for_inference
 from gist_jax.models.config import LlamaConfig
-from gist_jax.models.stack import Params, transposed, unstacked
+from gist_jax.models.stack import Params
 from gist_jax.sharding import make_mesh, place_rows
 from gist_jax.training.program import make_program
 
@@ -53,7 +54,7 @@ def our_programs(params: Params, config: LlamaConfig, settings: ConfigDict) -> P
       params: with stacked layers.
       settings: of the training step.
     """
-    split = jax.jit(lambda x: transposed(unstacked(x)))(params)  # as a CPU's models are
+    split = for_inference(params, params["embedding"].dtype.name, config, None)
     slots = SlotPrograms(split, config, "gist", NO_TOKEN, NO_TOKEN, 0, None, None)
 
     def generate_rows(tokens: np.ndarray, count: int) -> np.ndarray:

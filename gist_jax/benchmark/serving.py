@@ -25,11 +25,11 @@ from gist_jax.inference.buckets import bucket, padded_rows
 from gist_jax.inference.continuous import Programs, Row, write_rows
 from gist_jax.inference.decode import generate
 from gist_jax.inference.gist_cache import GistCache
+from gist_jax.inference.parameters import for_inference
 from gist_jax.inference.prefill import compress
 from gist_jax.io import format_table, write_csv
 from gist_jax.models import registry
 from gist_jax.models.config import ModelConfig
-from gist_jax.models.stack import transposed, unstacked
 from gist_jax.training.run import model_config
 
 GIST, NO_TOKEN = 3, -1  # NO_TOKEN in place of the end of sequence: every output has its full length
@@ -94,15 +94,9 @@ def measure(settings: ConfigDict, options: argparse.Namespace) -> list[TableRow]
       UserError: if the tokens are not those of one request after the other.
     """
     config = model_config(settings)
-    transposes = jax.default_backend() == "cpu"
-
-    def make_params(key: jax.Array) -> dict:
-        params = unstacked(registry.init(config, key, jnp.dtype(options.dtype)))
-        return transposed(params) if transposes else params
-
-    programs = Programs(
-        jax.jit(make_params)(jax.random.key(0)), config, "gist", GIST, NO_TOKEN, 0, None, None
-    )
+    init = jax.jit(functools.partial(registry.init, config, dtype=jnp.dtype(options.dtype)))
+    params = for_inference(init(jax.random.key(0)), options.dtype, config, None, donate=True)
+    programs = Programs(params, config, "gist", GIST, NO_TOKEN, 0, None, None)
     tokens = np.random.default_rng(0).integers(
         GIST + 1, config.vocab_size, (options.gists, INSTRUCTION), dtype=np.int32
     )

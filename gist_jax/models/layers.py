@@ -79,7 +79,7 @@ class Projection(nnx.Module):
         return y if self.bias is None else y + self.bias.astype(x.dtype)
 
     def transpose(self) -> None:
-        """Takes a kernel whose dimensions are in reverse order, see `stack.transposed`."""
+        """Takes a kernel whose dimensions are in reverse order; see `matmul_transposed`."""
         self.transposed = nnx.Param(self.kernel[...].T, axes=self.axes[::-1])
         del self.kernel
 

@@ -51,7 +51,7 @@ def init_adapter(config: ModelConfig, adapter: AdapterConfig, key: jax.Array) ->
 def merge(params: Params, config: ModelConfig, adapter: Adapter | None = None) -> Model:
     """The model of parameters, whose layers are stacked (for `forward`) or unrolled (for all else).
 
-    Kernels may be as `stack.transposed` leaves them.
+    Kernels may be as `Projection.transpose` leaves them.
     """
     form = is_stacked(params), is_transposed(params)
     if adapter is None:
@@ -90,7 +90,7 @@ def logical_axes(
     Args:
       stacked: whether layers are stacked, and have a name for that dimension, or unrolled.
       adapter: of this one, in place of the model.
-      transposed: whether kernels are as `stack.transposed` leaves them.
+      transposed: whether kernels are as `Projection.transpose` leaves them.
     """
 
     def axes(path: tuple[Any, ...], parameter: nnx.Variable) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import jax
 from flax import nnx
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from gist_jax.models.attention import ATTENDED
 from gist_jax.models.dropout import Dropout
@@ -88,22 +88,8 @@ def unstacked(params: Params) -> Params:
     }
 
 
-def transposed(params: Params) -> Params:
-    """The same parameters with the dimensions of every kernel in reverse order, for a CPU to decode.
-
-    They are called "transposed" then; see `layers.matmul_transposed`.
-    """
-    flat = flatten_dict(params)
-    return unflatten_dict(
-        {
-            (*k[:-1], TRANSPOSED) if k[-1] == "kernel" else k: x.T if k[-1] == "kernel" else x
-            for k, x in flat.items()
-        }
-    )
-
-
 def is_transposed(params: Params) -> bool:
-    """Whether the parameters are as `transposed` leaves them."""
+    """Whether kernels have their dimensions in reverse order, see `Projection.transpose`."""
     return any(path[-1] == TRANSPOSED for path in flatten_dict(params))
 
 
