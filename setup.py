@@ -69,6 +69,7 @@ setup(
         ],
         "wandb": ["wandb>=0.20,<1"],
         "test": [
+            "coverage>=7.10,<8",
             "hypothesis>=6.130,<7",
             "import-linter>=2.16,<3",
             "mypy>=2.4,<3",

@@ -104,7 +104,7 @@ def test_an_adapter_acts_on_a_mesh(directory, alone):
     params = registry.init_adapter(alone.config, shape, jax.random.key(1))
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(2), len(leaves))
-    drawn = [0.3 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)]
+    drawn = [0.1 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)]
     adapter = Adapter(jax.tree.unflatten(structure, drawn), shape)
     here, there = alone.with_adapter(adapter), on_mesh(directory, tensor=8).with_adapter(adapter)
     expected, found = here.compress(INSTRUCTIONS), there.compress(INSTRUCTIONS)
