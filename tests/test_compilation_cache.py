@@ -77,8 +77,9 @@ def start(cache: pathlib.Path, *, config: dict | None = None, limit: int = -1, *
 
 def environment_of(cache: pathlib.Path) -> dict[str, str]:
     """The environment of a process whose user has set nothing but the cache folder."""
-    jaxs = "JAX_COMPILATION_", "JAX_PERSISTENT_", "JAX_ENABLE_COMPILATION_"
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(jaxs)}
+    # Nor is such a process measured by coverage, which would write to a disk that is full.
+    not_his = "JAX_COMPILATION_", "JAX_PERSISTENT_", "JAX_ENABLE_COMPILATION_", "COVERAGE_"
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(not_his)}
     # XLA's own lines, about processors, cannot be silenced after it is loaded.
     ours = {"XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     return inherited | ours
