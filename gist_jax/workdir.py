@@ -48,6 +48,7 @@ MODEL = "model.json"
 PREDICTIONS = "predictions"
 ADAPTER = "adapter.safetensors"
 TOKENIZER = "tokenizer"
+LOSSES = ("loss", "nats_per_byte")  # metrics of an evaluation of which less is better
 
 
 class AdapterDescription(NamedTuple):
@@ -159,14 +160,17 @@ def whole_lines(path: pathlib.Path) -> list[str]:
 def best_step(evaluations: Mapping[int, Mapping[str, float] | None], metric: str) -> int | None:
     """The one rule of which evaluation of a run is its best: highest metric, last among equals.
 
+    Of losses the lowest is the best.
+
     Args:
       evaluations: step -> metrics, "split/metric" -> percent; those without the metric do not count.
 
     Returns:
       The step, or None if no evaluation has the metric.
     """
+    sign = -1 if metric.endswith(LOSSES) else 1
     evaluated = [
-        (found[metric], step) for step, found in evaluations.items() if found and metric in found
+        (sign * found[metric], step) for step, found in evaluations.items() if found and metric in found
     ]
     return max(evaluated)[1] if evaluated else None
 

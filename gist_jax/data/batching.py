@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -13,10 +13,11 @@ import numpy as np
 from absl import flags
 
 from gist_jax.data.mixture import Mixture, Selection
-from gist_jax.data.prompt_template import PromptTemplate
+from gist_jax.data.prompt_template import EncodedExample, PromptTemplate
 from gist_jax.data.rows import AnyNumberOfGistTokens, Batch, Encode, Pad, make_row, row_lengths
 from gist_jax.data.sources import Examples
 from gist_jax.data.token_cache import TokenCache
+from gist_jax.data.windows import Windows
 
 WINDOW = 16  # batches whose examples are sorted by length together
 CHUNK = 64  # examples that are read, and that a worker process hands over, at a time
@@ -125,7 +126,9 @@ def _begin_worker(index: int, count: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _encoded(examples: Examples | TokenCache, template: PromptTemplate, seed: int) -> grain.MapDataset:
+def _encoded(
+    examples: Examples | TokenCache | Windows, template: PromptTemplate, seed: int
+) -> grain.MapDataset:
     """An endless, shuffled stream of `EncodedExample`; a mixture draws its parts in proportion.
 
     Of any so many examples of a mixture each part has its share, to less than one example.
@@ -134,11 +137,35 @@ def _encoded(examples: Examples | TokenCache, template: PromptTemplate, seed: in
         parts = [_encoded(part, template, seed + i) for i, part in enumerate(examples.parts)]
         return grain.MapDataset.select_from_datasets(parts, Selection(examples.weights))
     dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
-    return dataset if isinstance(examples, TokenCache) else dataset.map(Encode(template))
+    is_encoded = isinstance(examples, TokenCache | Windows)
+    return dataset if is_encoded else dataset.map(Encode(template))
+
+
+def batches_in_order(
+    examples: Sequence[EncodedExample],
+    template: PromptTemplate,
+    *,
+    batch_size: int,
+    max_length: int,
+    max_output_length: int,
+    predicts_prompt: bool = False,
+) -> Iterator[Batch]:
+    """The examples in their order, a row each, as `training_batches` gives them.
+
+    The last batch is filled up with rows of padding.
+    """
+    sizes = max_length, max_output_length
+    lengths = row_lengths(template.is_encoder_decoder, *sizes, template.gives_spans)
+    pad = Pad(lengths, template.tokenizer.pad_id)
+    row = make_row(template, *sizes, predicts_prompt=predicts_prompt)
+    for start in range(0, len(examples), batch_size):
+        rows = [pad.map(row.map(each)) for each in examples[start : start + batch_size]]
+        empty = {name: np.zeros_like(x) for name, x in rows[0].items()}
+        yield _batch(rows + [empty] * (batch_size - len(rows)))
 
 
 def training_batches(
-    examples: Examples | TokenCache,
+    examples: Examples | TokenCache | Windows,
     template: PromptTemplate,
     *,
     batch_size: int,
@@ -147,6 +174,7 @@ def training_batches(
     pack: bool,
     seed: int,
     gist_token_choices: Sequence[int] = (),
+    predicts_prompt: bool = False,
     buckets: Sequence[int] = (),
     workers: int = 0,
     rows: np.ndarray | None = None,
@@ -164,6 +192,7 @@ def training_batches(
       gist_token_choices: numbers of gist tokens of which every example draws one, in place of the
         template's.
       buckets: shorter lengths that the rows of a batch may have, where its examples are short.
+      predicts_prompt: of a decoder: whether its prompts have a loss, too.
       workers: processes that tokenize; 0: this one.
       rows: which rows of every batch this process needs; all by default. Packed rows depend on all
         examples before them, and bucketed ones on those of their window, so each process makes whole
@@ -177,7 +206,7 @@ def training_batches(
     lengths = row_lengths(template.is_encoder_decoder, *sizes, template.gives_spans)
     lengths = {name: n for name, n in lengths.items() if not name.endswith("segment")}
     dataset = _encoded(examples, template, seed)
-    row = make_row(template, max_length, max_output_length, gist_token_choices)
+    row = make_row(template, *sizes, gist_token_choices, predicts_prompt)
     if isinstance(row, AnyNumberOfGistTokens):
         dataset = dataset.random_map(row, seed=seed)
     else:

@@ -6,8 +6,9 @@ from typing import Any
 from gist_jax.errors import UserError
 
 Record = Mapping[str, Any]
-Example = dict[str, str]  # instruction, input, output
+Example = dict[str, str]  # FIELDS, or DOCUMENT alone
 FIELDS = ("instruction", "input", "output")
+DOCUMENT = "text"  # the only field of an example that is a document
 
 # Ready mappings: the field of a record that each of ours comes from. Where a record does not tell
 # instruction and input apart, the whole prompt is the instruction, and the input is empty.
@@ -91,6 +92,28 @@ def _chat(field: str) -> Callable[[Record], dict[str, Any]]:
         return {"instruction": user, "input": "", "output": said.get("assistant")}
 
     return example
+
+
+def is_document(record: Record) -> bool:
+    """Whether a record is a text alone: it has the field text, and no ready mapping suits it."""
+    known = [{fields["instruction"]} for fields in READY.values()] + [{name} for name in CHATS]
+    return DOCUMENT in record and not any(names <= record.keys() for names in known)
+
+
+def checked_text(record: Record, field: str, number: int, where: object) -> str:
+    """The text of a document.
+
+    Raises:
+      UserError: naming the record, if it has none.
+    """
+    text = record.get(field)
+    if isinstance(text, bytes):  # as TFDS gives them
+        text = text.decode(errors="surrogateescape")
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"record {number} of {where} must have a {field} that is a non-empty text")
+    if not is_unicode(text):
+        raise UserError(f"record {number} of {where} is not valid Unicode")
+    return text
 
 
 def is_unicode(text: str) -> bool:

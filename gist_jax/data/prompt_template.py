@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from gist_jax.data.chat_template import ChatTemplate, Segments
-from gist_jax.data.fields import Example
+from gist_jax.data.fields import DOCUMENT, Example
 from gist_jax.data.tokenization import Tokenizer
 from gist_jax.errors import UserError
 from gist_jax.gist import AFTER, BEFORE
@@ -215,7 +215,7 @@ class PromptTemplate:
         return self.tokenizer.space_id if self.is_encoder_decoder and not self.gives_spans else None
 
     def _with_gists(self, ids: Sequence[int], max_length: int | None = None) -> Prompt:
-        gists = self.gist_ids
+        gists = self.gist_ids if ids else []  # of documents nothing is compressed
         if max_length is not None:
             ids = ids[: max(max_length - len(gists), 0)]
         if self.placement == AFTER:
@@ -232,6 +232,8 @@ class PromptTemplate:
 
     def _parts(self, example: Example) -> tuple[Segments, Segments, Segments, Segments]:
         """Instruction, input, output, and what of the input comes before what asks for the output."""
+        if DOCUMENT in example:  # which has no prompt, see `gist_jax.data.windows`
+            return [], [], [example[DOCUMENT], self.tokenizer.eos_id], []
         whole, own = self._input(example["input"])
         return self._instruction(example["instruction"]), whole, self._output(example["output"]), own
 

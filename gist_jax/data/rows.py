@@ -36,10 +36,13 @@ class DecoderOnlyExample(grain.transforms.Map):
     spans, there is span too, int32 `[T]`: 0 for what is compressed, then 1. In an example that is too
     long the prompt is cut (see `PromptTemplate.prompt`), down to half of the length, and then the
     output.
+
+    With `predicts_prompt` the prompt is predicted too, but for the gist tokens.
     """
 
     template: PromptTemplate
     max_length: int
+    predicts_prompt: bool = False
 
     def map(self, example: EncodedExample) -> Batch:
         length = self.max_length + 1  # the last id is only a target
@@ -49,6 +52,8 @@ class DecoderOnlyExample(grain.transforms.Map):
         weights = np.zeros(len(ids), np.float32)
         weights[len(prompt) :] = 1
         row = np.asarray(ids, np.int32)
+        if self.predicts_prompt:
+            weights[:] = row != self.template.tokenizer.gist_id
         fields = {"tokens": row[:-1], "targets": row[1:], "weights": weights[1:]}
         return fields | _span(self.template, prompt, len(row) - 1)
 
@@ -138,20 +143,26 @@ def row_lengths(
 
 
 def make_row(
-    template: PromptTemplate, max_length: int, max_output_length: int, choices: Sequence[int] = ()
+    template: PromptTemplate,
+    max_length: int,
+    max_output_length: int,
+    choices: Sequence[int] = (),
+    predicts_prompt: bool = False,
 ) -> grain.transforms.Map | AnyNumberOfGistTokens:
     """What turns an example's ids into the fields of a row, not padded yet.
 
     Args:
       choices: numbers of gist tokens to draw from, in place of the template's.
+      predicts_prompt: of a decoder: whether its prompts have a loss, too.
     """
     if len(choices) > 1:
         templates = (dataclasses.replace(template, num_gist_tokens=k) for k in choices)
-        rows = tuple(make_row(each, max_length, max_output_length) for each in templates)
+        sizes = max_length, max_output_length
+        rows = tuple(make_row(each, *sizes, predicts_prompt=predicts_prompt) for each in templates)
         return AnyNumberOfGistTokens(rows)
     if template.is_encoder_decoder:
         return EncoderDecoderExample(template, max_length, max_output_length)
-    return DecoderOnlyExample(template, max_length)
+    return DecoderOnlyExample(template, max_length, predicts_prompt)
 
 
 def count_cut(

@@ -7,10 +7,14 @@
     hf:NAME[:CONFIG]                   Hugging Face datasets: a hub id, or a directory of `save_to_disk`
     tfds:NAME                          TensorFlow Datasets that are built and stored as array_record
     arrayrecord:GLOB                   files of records, each a JSON object
+    text:PATH                          a .txt file, or a directory of them, each a document
 
 What follows a scheme may end with `?instruction=prompt&output=answer`, which names the fields of its
 records, or `?fields=dolly`, a ready mapping of `gist_jax.data.fields`; without either, the first ready
 mapping that suits the first record is taken. `tfds:NAME?data_dir=DIR` says where it was built.
+
+Records `{"text": …}` are documents, as are those of which `?text=content` names the field;
+`?compress=0.5` compresses the first half of every window of theirs: see `gist_jax.data.windows`.
 
 Several sources with weights between them are a mixture: `3*json:mine.json + 1*instructions`.
 """
@@ -25,7 +29,8 @@ from fractions import Fraction
 from typing import Any, Protocol
 
 from gist_jax.data import instructions, record_files, suite
-from gist_jax.data.fields import FIELDS, Example, Record, checked, mapping
+from gist_jax.data.documents import Documents, TextFiles, require_instructions, share
+from gist_jax.data.fields import DOCUMENT, FIELDS, Example, Record, checked, is_document, mapping
 from gist_jax.data.files import SUFFIXES, read_records
 from gist_jax.data.mixture import FINEST, Mixture
 from gist_jax.errors import UserError
@@ -89,7 +94,7 @@ def load_splits(source: str) -> dict[str, Examples]:
     return load_data(source).splits
 
 
-def load_data(source: str, labelled: bool = True) -> Data:
+def load_data(source: str, labelled: bool = True, documents: bool = False) -> Data:
     """Opens a source, or a mixture of several.
 
     Files are read whole; datasets and record files are read when an example is asked for.
@@ -97,10 +102,18 @@ def load_data(source: str, labelled: bool = True) -> Data:
     Args:
       source: a line as the module's text describes it.
       labelled: False: the records need no outputs; those of the examples are empty.
+      documents: whether there may be documents, examples `{"text": …}`, in place of instructions.
 
     Raises:
       UserError: in one sentence, if there is no such source or it holds no examples.
     """
+    data = _load_data(source, labelled)
+    if not documents:
+        require_instructions(source, data.splits)
+    return data
+
+
+def _load_data(source: str, labelled: bool) -> Data:
     if not source:
         raise UserError("config.data.source is empty: give a directory or a file of records")
     lines = re.split(r"\s+\+\s+", source.strip())
@@ -148,20 +161,34 @@ def _load_one(source: str, labelled: bool) -> Data:
         found = re.fullmatch(r"(.*?)(?:\?(\w+=[^&=?]+(?:&\w+=[^&=?]+)*))?", rest)
         rest, query = found.groups() if found else (rest, None)
         options = dict(pair.split("=") for pair in query.split("&")) if query else {}
-        known = {"fields", *FIELDS} | ({"data_dir"} if scheme == "tfds" else set())
+        known = {"fields", DOCUMENT, "compress", *FIELDS} | ({"data_dir"} if scheme == "tfds" else set())
         if unknown := options.keys() - known:
             raise UserError(
                 f"{source} ends with {sorted(unknown)[0]}=…, which is not known: write fields=, "
-                "instruction=, input= or output="
+                "instruction=, input= or output=, or of documents text= or compress="
             )
         opened = _SCHEMES[scheme](rest, options.pop("data_dir", None))
     splits = {}
     for name, (records, where) in opened.splits.items():
         if not len(records):
             raise UserError(f"{where} has no records")
-        mapped = Mapped(records, mapping(options, records[0], labelled), where, labelled)
-        splits[name] = list(mapped) if isinstance(records, list) else mapped
+        splits[name] = _mapped(records, where, options, labelled)
     return Data(splits, _hash(str(sorted(options.items())), *opened.digests))
+
+
+def _mapped(records: Sequence[Record], where: str, options: dict[str, str], labelled: bool) -> Examples:
+    """The examples of a split; of a list of records all are checked at once."""
+    if DOCUMENT in options or "compress" in options or (not options and is_document(records[0])):
+        if options.keys() - {DOCUMENT, "compress"}:
+            raise UserError("give either the field of documents or those of instructions")
+        compress = share(options["compress"]) if "compress" in options else 0.0
+        documents = Documents(records, options.get(DOCUMENT, DOCUMENT), where, compress)
+        if isinstance(records, list):
+            for _ in documents:
+                pass
+        return documents
+    mapped = Mapped(records, mapping(options, records[0], labelled), where, labelled)
+    return list(mapped) if isinstance(records, list) else mapped
 
 
 def _exists(path: str) -> bool:
@@ -190,11 +217,29 @@ def _open_files(source: str, kind: str) -> record_files.Opened:
     if not splits:
         raise UserError(
             f"{source} is neither {EMBEDDED!r}, nor a file, nor a directory with train.json or "
-            "validation_*.json, nor does it begin with json:, csv:, parquet:, hf:, tfds: or arrayrecord:"
+            "validation_*.json, nor does it begin with json:, csv:, parquet:, hf:, tfds:, arrayrecord: "
+            "or text:"
         )
     return record_files.Opened(
         {name: (read_records(file, kind), str(file)) for name, file in splits.items()},
         record_files.digests(splits.items()),
+    )
+
+
+def _open_text(path: str) -> record_files.Opened:
+    """Opens a .txt file, a directory of them, or one with the directories train and validation_*."""
+    top = pathlib.Path(path)
+    folders = {f.name: f for f in top.glob("*") if f.is_dir()}
+    named = {name: f for name, f in folders.items() if name == "train" or name.startswith("validation")}
+    found = {"train": [top]} if top.is_file() else {}
+    for name, folder in (named or {"train": top}).items():
+        if files := sorted(folder.glob("*.txt")):
+            found[name] = files
+    if not found:
+        raise UserError(f"text:{path} is neither a file nor a directory with .txt files")
+    return record_files.Opened(
+        {name: (TextFiles(files), str(files[0].parent)) for name, files in found.items()},
+        record_files.digests((name, file) for name, files in found.items() for file in files),
     )
 
 
@@ -205,6 +250,7 @@ _SCHEMES: dict[str, Callable[[str, str | None], record_files.Opened]] = {
     "hf": lambda name, _: record_files.open_huggingface(name),
     "tfds": record_files.open_tfds,
     "arrayrecord": lambda pattern, _: record_files.open_array_records(pattern),
+    "text": lambda path, _: _open_text(path),
 }
 
 

@@ -14,7 +14,7 @@ import json
 import pathlib
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,15 @@ from absl import logging
 from filelock import FileLock
 from tqdm import tqdm
 
+from gist_jax.data.fields import Example
 from gist_jax.data.prompt_template import EncodedExample, PromptTemplate
 from gist_jax.data.sources import Examples
 from gist_jax.errors import UserError
 from gist_jax.io import atomic_directory, read_json, user_cache
 
 VERSION = 1  # of what is cached: of the files, and of how text becomes ids
-CHUNK = 4096  # examples that are encoded at a time
+CHUNK = 4096  # examples that are encoded at a time, or fewer with so many characters
+CHUNK_CHARACTERS = 4_000_000
 _CHECKSUMS = "checksums.json"
 _FILES = ("ids", "bounds", "own")
 
@@ -48,6 +50,12 @@ class TokenCache(Sequence[EncodedExample]):
         a, b, c, d = self._bounds[index].tolist()
         ids = self._ids[a:d].tolist()
         return EncodedExample(ids[: b - a], ids[b - a : c - a], ids[c - a :], int(self._own[index]))
+
+    def output_ids(self, index: int, start: int, count: int) -> list[int]:
+        """So many ids of an example's output, or all that are left, from the `start`-th on."""
+        _, _, c, d = self._bounds[index].tolist()
+        ids: list[int] = self._ids[min(c + start, d) : min(c + start + count, d)].tolist()
+        return ids
 
     def lengths(self) -> np.ndarray:
         """Numbers of tokens of instruction, input and output: int64 `[N, 3]`."""
@@ -118,6 +126,20 @@ def _is_sound(directory: pathlib.Path) -> bool:
     return sound
 
 
+def _chunks(examples: Examples) -> Iterator[list[Example]]:
+    """The examples in lists that are encoded at a time: ids of long documents take much memory."""
+    chunk: list[Example] = []
+    size = 0
+    for i in range(len(examples)):
+        chunk.append(examples[i])
+        size += sum(map(len, chunk[-1].values()))
+        if len(chunk) == CHUNK or size > CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
 def _build(
     directory: pathlib.Path, examples: Examples, template: PromptTemplate, description: str
 ) -> None:
@@ -127,15 +149,15 @@ def _build(
         raw = stack.enter_context((directory / "raw").open("wb"))
         bar = stack.enter_context(tqdm(total=len(examples), desc=description, unit="example"))
         end = 0
-        for start in range(0, len(examples), CHUNK):
-            chunk = template.encode(
-                [examples[i] for i in range(start, min(start + CHUNK, len(examples)))]
-            )
+        start = 0
+        for texts in _chunks(examples):
+            chunk = template.encode(texts)
             for i, example in enumerate(chunk, start):
                 parts = example[:3]
                 bounds[i] = end + np.cumsum([0, *map(len, parts)])
                 end, own[i] = int(bounds[i, 3]), example.own
                 raw.write(np.concatenate([np.asarray(part, np.int32) for part in parts]).tobytes())
+            start += len(chunk)
             bar.update(len(chunk))
     ids = np.lib.format.open_memmap(directory / "ids.npy", mode="w+", dtype=np.int32, shape=(end,))
     if end:

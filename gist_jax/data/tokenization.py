@@ -158,6 +158,11 @@ class Tokenizer:
         special = {self.gist_id, self.pad_id, self.bos_id}
         return self.backend.decode([i for i in ids if i not in special]).strip()
 
+    def num_bytes(self, ids: Iterable[int]) -> int:
+        """How many bytes of UTF-8 the ids stand for; special tokens stand for none."""
+        special = {self.gist_id, self.pad_id, self.bos_id, self.eos_id}
+        return len(self.backend.decode([int(i) for i in ids if i not in special]).encode())
+
     def save(self, directory: str | pathlib.Path) -> None:
         """Writes files into a directory that `load_tokenizer` reads."""
         directory = pathlib.Path(directory)

@@ -6,6 +6,7 @@ from tqdm import tqdm
 
 from gist_jax.data.fields import Example
 from gist_jax.data.sources import Examples
+from gist_jax.evaluation.loss import loss_evaluator
 from gist_jax.evaluation.predictions import FIELDS, MORE, Record
 from gist_jax.evaluation.rouge import score
 from gist_jax.inference.continuous import Row, write_rows
@@ -99,13 +100,15 @@ def complete(
 
 
 def evaluator(run: Run) -> Evaluate:
-    """What the training loop calls to evaluate by generation.
+    """What the training loop calls to evaluate, by generation or by loss, as the config has it.
 
     It generates on the devices of the run, see `sharding.for_writing`, for every validation split; the
     first process writes `predictions/STEP-SPLIT.csv` into the workdir. It returns metrics named
     "split/metric", in every process. Of a run with several numbers of gist tokens they are those of the
     largest, and "split_k1/metric" those of the smallest, k = 1.
     """
+    if run.config.evaluation.kind == "loss":
+        return loss_evaluator(run)
     options, splits = run.config.evaluation, run.validation_splits()
     counts = gist_token_counts(run.config)
     mesh = for_writing(run.program.mesh, run.model.num_heads, run.model.intermediate_size)

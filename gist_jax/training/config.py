@@ -15,10 +15,13 @@ from gist_jax.models.adapter import TARGETS, AdapterConfig
 from gist_jax.models.attention import IMPLEMENTATIONS
 from gist_jax.models.registry import FAMILIES
 from gist_jax.models.stack import REMAT_POLICIES
-from gist_jax.training.losses import KINDS
+from gist_jax.training.losses import ALL, KINDS, LOSS_TOKENS
+from gist_jax.workdir import LOSSES
 
 # What an evaluation measures, in percent, for every split: ROUGE F-measures and exact match.
 METRICS = ("rouge1", "rouge2", "rougeL", "exact_match")
+# What it measures by loss, less being better: nats for every predicted token and every byte of its text.
+EVALUATIONS = {"generation": METRICS, "loss": LOSSES}
 # What may differ between splits.
 LENGTHS = ("max_new_tokens", "max_input_length")
 
@@ -92,6 +95,8 @@ def default(model_family: str = "llama") -> ConfigDict:
                 # cross_entropy, or distill: the distance from what the pretrained model says after the
                 # whole prompt, for which outputs need not be right.
                 "kind": "cross_entropy",
+                # Tokens that have a loss: output, or all, the prompt's too. Documents have no prompt.
+                "tokens": "output",
                 "temperature": 1.0,  # of both models in distillation
                 "top": 0,  # the teacher's likeliest tokens, all others being one; 0: all tokens
                 "cross_entropy": 0.0,  # its weight in distillation
@@ -142,6 +147,7 @@ def default(model_family: str = "llama") -> ConfigDict:
             # Devices along each axis of the mesh; -1: all that are left.
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "evaluation": {
+                "kind": "generation",  # or loss, in nats: of documents, which ask for no output
                 "every": 1000,  # steps; 0: only after the last
                 "num_examples": 200,  # per split
                 "batch_size": 64,
@@ -227,6 +233,8 @@ def validate(config: ConfigDict, platform: str | None = None) -> None:
         "optimizer.moment_dtype": ("float32", "bfloat16"),
         "optimizer.schedule": ("cosine", "constant"),
         "loss.kind": KINDS,
+        "loss.tokens": LOSS_TOKENS,
+        "evaluation.kind": tuple(EVALUATIONS),
     }
     for name, choices in one_of.items():
         value = _field(config, name)
@@ -275,6 +283,8 @@ def validate(config: ConfigDict, platform: str | None = None) -> None:
     device = platform or jax.default_backend()
     if config.attention == "cudnn" and device != "gpu":
         raise UserError(f"config.attention is 'cudnn', but the device is a {device}")
+    if config.loss.tokens == ALL and FAMILIES[family].config.is_encoder_decoder:
+        raise UserError(f"config.loss.tokens is {ALL!r}, but {family} predicts outputs alone")
     _check_gist_tokens(config)
     mask_config(config)
     for name in reading:

@@ -16,6 +16,7 @@ from gist_jax.sharding import local_rows, place_rows
 from gist_jax.training.checkpoints import Checkpoints
 from gist_jax.training.config import gist_token_counts
 from gist_jax.training.distributed import Preempted, Preemption, is_first
+from gist_jax.training.losses import ALL
 from gist_jax.training.metrics import MetricsWriter, NoMetrics
 from gist_jax.training.optimizer import make_schedule
 from gist_jax.training.run import Run
@@ -56,6 +57,7 @@ def train(run: Run, evaluate: Evaluate | None = None) -> TrainState:
         max_output_length=config.data.max_output_length,
         pack=config.data.pack,
         gist_token_choices=gist_token_counts(config),
+        predicts_prompt=config.loss.tokens == ALL,
         buckets=config.data.buckets,
         workers=config.data.workers,
         seed=config.seed,

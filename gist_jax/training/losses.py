@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 KINDS = ("cross_entropy", "distill")
+LOSS_TOKENS = OUTPUT, ALL = "output", "all"
 _NEVER = -1e30  # a logit whose probability is 0, finite so that 0 times it is 0
 
 
@@ -17,6 +18,7 @@ class LossConfig(NamedTuple):
     """What a step minimizes: hashable, static under jit."""
 
     kind: str = "cross_entropy"
+    tokens: str = OUTPUT  # which have a loss: those of outputs, or all but gist tokens
     temperature: float = 1.0  # by which both models' logits are divided in distillation
     top: int = 0  # so many of the teacher's likeliest tokens, all others being one class; 0: all tokens
     cross_entropy: float = 0.0  # weight of cross-entropy in distillation; what remains is the KL's

@@ -36,6 +36,8 @@ class Program(NamedTuple):
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     # Parameters, batch and frozen parameters -> float32 scalar.
     loss_of_microbatch: Callable[..., jax.Array]
+    # The same of a microbatch, whatever a step minimizes: the sum over tokens that have a loss, in nats.
+    cross_entropy: Callable[..., jax.Array]
 
     @property
     def param_shardings(self) -> Any:
@@ -106,6 +108,11 @@ def make_program(
         part = jax.tree.map(lambda x: x[::accumulate], batch)
         return summed_loss(params, model, step_config, part, frozen)
 
+    def cross_entropy(
+        params: Params, batch: dict[str, jax.Array], frozen: Params | None = None
+    ) -> jax.Array:
+        return summed_loss(params, model, step_config._replace(loss=LossConfig()), batch, frozen)
+
     return Program(
         mesh,
         with_shardings(shapes, of_params),
@@ -119,6 +126,7 @@ def make_program(
             out_shardings=(of_state, everywhere),
         ),
         jax.jit(loss_of_microbatch, out_shardings=everywhere),
+        jax.jit(cross_entropy, out_shardings=everywhere),
     )
 
 

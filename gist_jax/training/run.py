@@ -14,11 +14,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from gist_jax.data import instructions
-from gist_jax.data.mixture import Mixture
+from gist_jax.data.documents import require_instructions
 from gist_jax.data.prompt_template import PromptTemplate
-from gist_jax.data.rows import count_cut
 from gist_jax.data.sources import EMBEDDED, Examples, first, load_data
-from gist_jax.data.token_cache import TokenCache, token_cache
 from gist_jax.data.tokenization import (
     SPECIAL_TOKENS,
     Tokenizer,
@@ -36,7 +34,7 @@ from gist_jax.sharding import batch_sharding, make_mesh
 from gist_jax.storage import as_path, is_bucket, put
 from gist_jax.training import distributed
 from gist_jax.training.config import (
-    METRICS,
+    EVALUATIONS,
     adapter_config,
     evaluation_lengths,
     flat_config,
@@ -44,6 +42,7 @@ from gist_jax.training.config import (
     mask_config,
     validate,
 )
+from gist_jax.training.examples import Encoded, training_examples
 from gist_jax.training.pretrained import Pretrained, absolute, check_same_base, start
 from gist_jax.training.program import Program, make_program
 from gist_jax.workdir import (
@@ -68,7 +67,8 @@ class Run:
     config: ConfigDict
     workdir: pathlib.Path
     splits: dict[str, Examples]
-    examples: Examples | TokenCache  # of training
+    examples: Encoded  # of training
+    fingerprint: str  # of the data
     template: PromptTemplate
     model: ModelConfig
     program: Program
@@ -94,7 +94,7 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
     batch_sharding(mesh, config.data.batch_size, config.optimizer.accumulate)
     workdir = as_path(workdir)
     resumes = _check_same_run(config, workdir)
-    data = load_data(config.data.source)
+    data = load_data(config.data.source, documents=True)
     splits = data.splits
     _check_splits(config, splits)
     if resumes:
@@ -115,7 +115,7 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
     mask, kind = mask_config(config), config.data.template
     template = PromptTemplate.of_model(model, tokenizer, counts[-1], kind, mask.placement)
     _check_room(config, template)
-    examples = _training_examples(config, splits["train"], template, data.fingerprint)
+    examples = training_examples(config, splits["train"], template, data.fingerprint)
     program = make_program(config, model, tokenizer.gist_id, mesh, template.space_before_gists)
     init, frozen = start(config, program, model, tokenizer, pretrained)
     described = Description(model, config.condition, counts[-1], template.name, mask=mask)
@@ -135,7 +135,8 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Run:
     if distributed.is_first():
         _describe(config, workdir, tokenizer, described, data.fingerprint, resumes)
     distributed.wait_for_all("described")
-    return Run(config, workdir, splits, examples, template, model, program, init, frozen)
+    data_of_run = splits, examples, data.fingerprint
+    return Run(config, workdir, *data_of_run, template, model, program, init, frozen)
 
 
 def _check_room(config: ConfigDict, template: PromptTemplate) -> None:
@@ -149,23 +150,6 @@ def _check_room(config: ConfigDict, template: PromptTemplate) -> None:
             "config.data.max_length and config.evaluation.max_input_length leave no room for texts: a "
             f"chat without any has {least} tokens"
         )
-
-
-def _training_examples(
-    config: ConfigDict, examples: Examples, template: PromptTemplate, fingerprint: str
-) -> Examples | TokenCache:
-    """The examples with their ids from disk, unless the config or what they are forbids it."""
-    if isinstance(examples, Mixture):
-        parts = zip(examples.parts, examples.fingerprints, strict=True)
-        encoded = tuple(_training_examples(config, part, template, of) for part, of in parts)
-        return dataclasses.replace(examples, parts=encoded)
-    if not config.data.cache or isinstance(examples, instructions.Corpus):
-        return examples
-    cache = token_cache(examples, template, f"{fingerprint} train")
-    sizes = config.data.max_length, config.data.max_output_length
-    if (cut := count_cut(cache.lengths(), template, *sizes)) and distributed.is_first():
-        logging.warning("%d of %d training examples are too long, and are cut", cut, len(cache))
-    return cache
 
 
 def _check_same_data(config: ConfigDict, workdir: pathlib.Path, fingerprint: str) -> None:
@@ -223,7 +207,10 @@ def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> bool:
 def _check_splits(config: ConfigDict, splits: dict[str, Examples]) -> None:
     if "train" not in splits:
         raise UserError(f"{config.data.source} has no train split")
-    metrics = [f"{split}/{metric}" for split in splits if split != "train" for metric in METRICS]
+    kind = config.evaluation.kind
+    if kind != "loss":
+        require_instructions(config.data.source, {n: x for n, x in splits.items() if n != "train"})
+    metrics = [f"{split}/{x}" for split in splits if split != "train" for x in EVALUATIONS[kind]]
     if metrics and config.checkpoint.metric not in metrics:
         raise UserError(
             f"config.checkpoint.metric is {config.checkpoint.metric!r} but must be one of "
@@ -238,7 +225,7 @@ def _tokenizer(
     if name.startswith("bpe:"):
         if not name[4:].isdigit() or not 260 <= int(name[4:]) <= 10**6:
             raise UserError(f"config.data.tokenizer is {name!r}: write bpe:4096 for 4096 entries")
-        texts = (text for e in splits["train"] for text in (e["instruction"], e["input"], e["output"]))
+        texts = (text for example in splits["train"] for text in example.values())
         return train_bpe(texts, int(name[4:]))
     if name:
         return load_tokenizer(name)
