@@ -173,7 +173,9 @@ def _load_one(source: str, labelled: bool) -> Data:
         if not len(records):
             raise UserError(f"{where} has no records")
         splits[name] = _mapped(records, where, options, labelled)
-    return Data(splits, _hash(str(sorted(options.items())), *opened.digests))
+    # How much of documents is compressed changes nothing of what they hold.
+    said = sorted((name, value) for name, value in options.items() if name != "compress")
+    return Data(splits, _hash(str(said), *opened.digests))
 
 
 def _mapped(records: Sequence[Record], where: str, options: dict[str, str], labelled: bool) -> Examples:
