@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from gist_jax.data.batching import batches_in_order, training_batches
-from gist_jax.evaluation.comparison import Compared, compare
+from gist_jax.evaluation.comparison import Compared, compare, number, rows, short
 from gist_jax.evaluation.intervals import means
 from gist_jax.evaluation.ngram import NGram, texts_of
 from gist_jax.evaluation.rouge import ALL_METRICS
@@ -72,7 +72,7 @@ def write_results(output: pathlib.Path) -> None:
         "## The base",
         _base_table(output),
         "## Table 1",
-        (output / "report" / "table.md").read_text(encoding="utf-8").rstrip(),
+        _table(rows(compared)),
         *map(_gap, compared),
         "## Side by side",
         *_side_by_side(next(part for part in compared if part.split == "validation_seen")),
@@ -92,6 +92,18 @@ def _base_table(output: pathlib.Path) -> str:
     header = ["nats per byte", *(name.partition("/")[0] for name in names)]
     lines = [[model, *(f"{losses[name]:.3f}" for name in names)] for model, losses in found.items()]
     return format_table([header, *lines], markdown=True)
+
+
+def _table(table: Sequence[dict[str, Any]]) -> str:
+    """A line for each run: ROUGE-L and recovery of every split, with intervals."""
+    splits = list(dict.fromkeys(row["split"] for row in table))
+    header = ["run", "k", *(f"{x}{short(split)}" for split in splits for x in ("", "recovery, "))]
+    lines = {row["run"]: [row["run"], row["k"]] for row in table}
+    for row in table:
+        for name, unit in (("rougeL", ""), ("recovery_rougeL", " %")):
+            value, interval = number(row, name, unit)
+            lines[row["run"]].append(f"{value} ({interval})" if interval else value)
+    return format_table([header, *lines.values()], left=1, markdown=True)
 
 
 def _gap(part: Compared) -> str:

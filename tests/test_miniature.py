@@ -10,12 +10,10 @@ import sys
 import time
 
 import pytest
-from launch_scripts import ROOT
+from launch_scripts import ROOT, script
 from processes import QUICKLY
 
-sys.path.insert(0, str(ROOT / "launch"))
-import miniature_data  # noqa: E402
-
+miniature_data = script("miniature_data")
 NAMES = ("Ann", "Bob", "Cleo", "Dan", "Eve", "Finn")
 
 
@@ -70,8 +68,10 @@ def data(tmp_path_factory):
 
 def start(data, output, home):
     command = [sys.executable, str(ROOT / "launch" / "miniature.py"), "--size=tiny"]
+    output.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [*command, f"--data={data}", f"--output={output}"],
+        [*command, f"--data={data}", "--output=out"],
+        cwd=output,  # so that reports name the same paths
         env=os.environ | QUICKLY | {"XDG_CACHE_HOME": str(home), "PYTHONPATH": str(ROOT)},
         start_new_session=True,
         stdout=subprocess.PIPE,
@@ -86,7 +86,7 @@ def test_a_killed_script_ends_with_the_same_table(data, tmp_path):
     printed, errors = process.communicate()
     assert process.returncode == 0, errors[-2000:]
     assert "results.md" in printed
-    results = (tmp_path / "whole" / "results.md").read_text()
+    results = (tmp_path / "whole" / "out" / "results.md").read_text()
     print(results)
     for name in ("base", "1-gram", "3-gram", "pos_control", "gist", "neg_control", "Side by side"):
         assert name in results
@@ -101,11 +101,11 @@ def test_a_killed_script_ends_with_the_same_table(data, tmp_path):
     process = start(data, output, tmp_path / "home")
     _, errors = process.communicate()
     assert process.returncode == 0, errors[-2000:]
-    assert (output / "results.md").read_text() == results
+    assert (output / "out" / "results.md").read_text() == results
     for name in ("results.csv", "table.md"):
-        ours, theirs = (tmp_path / run / "report" / name for run in ("killed", "whole"))
+        ours, theirs = (tmp_path / run / "out" / "report" / name for run in ("killed", "whole"))
         assert ours.read_text() == theirs.read_text()
     # Another size is another folder.
     command = [sys.executable, str(ROOT / "launch" / "miniature.py"), f"--data={data}"]
-    failed = subprocess.run([*command, f"--output={output}"], capture_output=True, text=True)
+    failed = subprocess.run([*command, f"--output={output / 'out'}"], capture_output=True, text=True)
     assert failed.returncode == 1 and "--size=tiny: choose another folder" in failed.stderr

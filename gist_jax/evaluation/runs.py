@@ -102,10 +102,11 @@ def _apart(runs: Iterable[Run]) -> list[Run]:
 
 
 def control(of: Run, condition: str, runs: Iterable[Run]) -> Run | None:
-    """The control of a run: of several the one whose settings are most like the run's."""
+    """The control of a run: of several the one whose settings, and then k, are most like the run's."""
     candidates = [run for run in runs if run.condition == condition]
 
-    def alike(run: Run) -> int:
-        return sum(run.settings[field] == value for field, value in of.settings.items())
+    def alike(run: Run) -> tuple[int, int]:
+        same = sum(run.settings[field] == value for field, value in of.settings.items())
+        return same, -abs(run.k - of.k)
 
     return max(candidates, key=alike, default=None)

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -18,7 +19,9 @@ TRAIN = ["python", "-m", "gist_jax.train", "--config=a b.py", "--workdir=it's"]
 
 
 def script(name: str):
-    """A script of launch/, which is no package, as a module."""
+    """A script of launch/, which is no package, as a module; it finds those beside it."""
+    if str(ROOT / "launch") not in sys.path:
+        sys.path.insert(0, str(ROOT / "launch"))
     spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
