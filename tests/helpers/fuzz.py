@@ -232,6 +232,17 @@ def _records(folder: pathlib.Path) -> None:
     (folder / "judged.json").write_text(json.dumps(judged))
 
 
+def _texts(folder: pathlib.Path) -> None:
+    (folder / "x.jsonl").write_text('{"text": "A cup of tea."}\n{"text": "Two cups."}\n')
+
+
+def _documents(folder: pathlib.Path) -> None:
+    from gist_jax.data.sources import load_data
+
+    for split in load_data(f"json:{folder / 'x.jsonl'}", documents=True).splits.values():
+        list(split)
+
+
 def _requests(folder: pathlib.Path) -> None:
     from gist_jax.data.files import read_records
     from gist_jax.errors import UserError
@@ -305,6 +316,7 @@ TARGETS = {
     "adapter": Target("llama/adapter", "adapter.safetensors", _adapter, mutate_safetensors),
     "json": Target(_records, "x.json", _source("json"), mutate_json_file),
     "jsonl": Target(_records, "x.jsonl", _source("jsonl"), mutate_json_lines),
+    "documents": Target(_texts, "x.jsonl", _documents, mutate_json_lines),
     "csv": Target(_records, "x.csv", _source("csv"), mutate_csv),
     "parquet": Target(_records, "x.parquet", read_records),
     "requests": Target(_records, "x.jsonl", _requests, mutate_json_lines),
@@ -338,15 +350,17 @@ def failures(name: str, folder: pathlib.Path, numbers: Iterable[int]) -> Iterato
 def main() -> None:
     """Runs the command."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--seconds", type=float, default=300.0, help="for every target")
+    arguments.add_argument(
+        "--seconds", type=float, default=300.0, help="of the processor, for every target"
+    )
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("targets", nargs="*")
     options = arguments.parse_args()
     bad = 0
     for name in options.targets or TARGETS:
         counted, seen = itertools.count(options.seed), set()
-        end = time.monotonic() + options.seconds
-        numbers = itertools.takewhile(lambda _, end=end: time.monotonic() < end, counted)
+        end = time.process_time() + options.seconds
+        numbers = itertools.takewhile(lambda _, end=end: time.process_time() < end, counted)
         with tempfile.TemporaryDirectory() as base:
             for number, error in failures(name, pathlib.Path(base) / "x", numbers):
                 frames = traceback.extract_tb(error.__traceback__)
