@@ -197,7 +197,7 @@ class _Writer:
             k = 0 if row.prefix is None else row.prefix.num_gist_tokens
             lengths.append(k + len(self._programs.prompt(row)))
             columns.append(min(len(row.output) + self._look_every, row.limit))
-        context, ring = _doubled(max(lengths), SMALLEST), _doubled(max(columns), SMALLEST)
+        context, ring = bucket(max(lengths), SMALLEST), _doubled(max(columns), SMALLEST)
         return self._programs.padded(len(rows)), context, ring
 
     def _read(self, slots: list[int], length: int, adapts: bool) -> None:
@@ -236,9 +236,14 @@ class _Writer:
         programs, slots, rows = self._programs, self._slots, self._rows
         assert slots is not None
         live = [row for row in rows if row is not None]
-        steps = min(self._look_every, max(row.limit - len(row.output) for row in live))
+        left = max(row.limit - len(row.output) for row in live)
+        steps = min(self._look_every, left)
         # Of many rows some end all the time: better a few prompts are read together.
-        enough = len(rows) if self._exhausted else max(1, len(rows) // 16)
+        enough = max(1, len(rows) // 8)
+        if self._exhausted:  # what can be done earlier than at the next look is to halve the slots
+            half = len(rows) // 2
+            halves = len(live) > half and left >= self._look_every
+            enough = len(live) - half if halves else len(rows)
         self._slots, tokens = write_tokens(
             programs.params,
             slots,
