@@ -24,7 +24,7 @@ from gist_jax.cli import exit_on_user_error, output_directory, parser
 from gist_jax.errors import UserError
 from gist_jax.io import read_json, write_json
 
-BOOKS, INSTRUCTIONS = 1, 1  # weights in pretraining
+BOOKS, INSTRUCTIONS = 1, 2  # weights in pretraining, of examples: about as many tokens of each
 
 
 @dataclasses.dataclass(frozen=True)
