@@ -69,6 +69,18 @@ hypothesis.settings.register_profile("default", deadline=None, derandomize=True,
 hypothesis.settings.load_profile("default")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_mappings():
+    """Gives compiled programs up before they reach the number of memory mappings that Linux allows.
+
+    A process that reaches it (vm.max_map_count, 65,530) ends in a segmentation fault of XLA's.
+    """
+    yield
+    mappings = pathlib.Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session", params=list(TINY))
 def model_family(request):
     """Every test that depends on this, or on what is below, runs for all families."""

@@ -5,6 +5,7 @@ import pytest
 
 # Cases that once ended in a traceback.
 FOUND = {
+    "gist": [217929],
     "library": [19],
     "metrics": [1, 4],
     "tokenizer": [94],
