@@ -150,6 +150,7 @@ def test_settings_that_set_runs_apart(sweep, monkeypatch, capsys):
     """They are named, and a run's controls are those that are most like it."""
     for name, condition, seed in (("g", "gist", 1), ("p", "pos_control", 1), ("q", "pos_control", 2)):
         make_run(sweep / name, condition, 1, 2, seed=seed)
+    make_run(sweep / "plain", "pos_control", 0, 2)  # as like, but without gist tokens
     runs, _ = read_runs([sweep])
     by_name = {run.name: run for run in runs}
     assert settings_of(runs) == ["seed"] and by_name["g"].settings == {"seed": 1}
