@@ -1,11 +1,21 @@
 """Mistakes of the user, as against faults of the program."""
 
 
+LONGEST = 800  # characters of a sentence
+
+
 class UserError(ValueError):
     """A mistake of the user: its text says in one sentence what is wrong and, where it can, what to do.
 
-    Commands print just that sentence.
+    Commands print just that sentence. A value out of a file that it quotes may be of any length: of a
+    text that is too long the middle is left out.
     """
+
+    def __init__(self, text: object):
+        sentence = str(text)
+        if len(sentence) > LONGEST:
+            sentence = f"{sentence[: LONGEST // 2]} … {sentence[-LONGEST // 2 :]}"
+        super().__init__(sentence)
 
 
 class Stopped(Exception):

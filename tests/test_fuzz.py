@@ -7,6 +7,7 @@ import pytest
 FOUND = {
     "gist": [217929],
     "library": [19],
+    "model.json": [6718],
     "metrics": [1, 4],
     "tokenizer": [94],
     "tokenizer_config": [7, 11, 83],

@@ -231,7 +231,7 @@ def _problem(
     if missing := sorted(_SHAPES.keys() - {"states"} - tensors.keys()):
         return f"it has no tensor {missing[0]}"
     if unknown := sorted(tensors.keys() - _SHAPES.keys()):
-        return f"its tensor {shortened(unknown[0], 40)} is not known"
+        return f"its tensor {unknown[0]} is not known"
     sizes: dict[str, int] = {}
     for name, (letters, floating) in _SHAPES.items():
         if name not in tensors:
@@ -258,7 +258,7 @@ def _problem(
     if ((positions < 0) | (positions >= offset[:, None]))[segment > 0].any():
         return "its positions are not between 0 and its offset"
     if num_gist_tokens != sizes["G"]:
-        return f"it says that k is {shortened(repr(num_gist_tokens), 40)}, but holds {sizes['G']}"
+        return f"it says that k is {num_gist_tokens!r}, but holds {sizes['G']}"
     texts = all(isinstance(text, str) for text in instructions)
     if not texts or len(instructions) not in (0, sizes["B"]):
         return f"it names {len(instructions)} instructions for {sizes['B']} rows"
