@@ -13,6 +13,8 @@ import pytest
 from launch_scripts import ROOT, script
 from processes import QUICKLY
 
+from gist_jax.workdir import read_metrics
+
 miniature_data = script("miniature_data")
 NAMES = ("Ann", "Bob", "Cleo", "Dan", "Eve", "Finn")
 
@@ -92,7 +94,7 @@ def test_a_killed_script_ends_with_the_same_table(data, tmp_path):
         assert name in results
     rng = random.Random(3)
     output = tmp_path / "killed"
-    for kill in range(6):
+    for kill in range(4):
         process = start(data, output, tmp_path / "home")
         time.sleep(rng.uniform(1, 12))
         if process.poll() is None:
@@ -105,6 +107,14 @@ def test_a_killed_script_ends_with_the_same_table(data, tmp_path):
     for name in ("results.csv", "table.md"):
         ours, theirs = (tmp_path / run / "out" / "report" / name for run in ("killed", "whole"))
         assert ours.read_text() == theirs.read_text()
+    runs = sorted(path.parent.relative_to(output) for path in output.glob("out/**/metrics.jsonl"))
+    assert len(runs) == 10
+    for run in runs:
+        losses = [
+            {line["step"]: line["loss"] for line in read_metrics(folder / run) if "loss" in line}
+            for folder in (output, tmp_path / "whole")
+        ]
+        assert losses[0] == losses[1], run
     # Another size is another folder.
     command = [sys.executable, str(ROOT / "launch" / "miniature.py"), f"--data={data}"]
     failed = subprocess.run([*command, f"--output={output / 'out'}"], capture_output=True, text=True)
