@@ -13,11 +13,12 @@ from gist_jax.data.prompt_template import PromptTemplate
 from gist_jax.data.record_files import write_array_record
 from gist_jax.data.rows import make_row
 from gist_jax.data.sources import load_data, load_splits
-from gist_jax.data.token_cache import token_cache
+from gist_jax.data.token_cache import TokenCache, token_cache
 from gist_jax.data.tokenization import train_bpe
 from gist_jax.data.windows import Windows
 from gist_jax.errors import UserError
 from gist_jax.evaluation.predict import evaluator
+from gist_jax.training.examples import examples_to_evaluate, training_examples
 from gist_jax.training.loop import train
 from gist_jax.training.run import prepare
 from gist_jax.workdir import best_evaluation, best_step, read_metrics
@@ -203,6 +204,24 @@ def test_pretraining_and_gist_pretraining(source, tmp_path):
         prepare(config_of(source, **{"evaluation.kind": "generation"}), tmp_path / "generated")
     with pytest.raises(UserError, match="must be one of validation_text/loss"):
         prepare(config_of(source, **{"checkpoint.metric": "validation_text/rougeL"}), tmp_path / "x")
+
+
+def test_a_split_of_documents_and_instructions(source, tmp_path):
+    """Each has its share of what is evaluated, and of what is trained on."""
+    records = [{"instruction": f"Say {i}.", "input": "", "output": f"{i}"} for i in range(30)]
+    (tmp_path / "validation_text.json").write_text(json.dumps(records))
+    (tmp_path / "train.json").write_text(json.dumps(records))
+    mixture = f"3*json:{source} + 1*json:{tmp_path}"
+    data = load_data(mixture, documents=True)
+    config = config_of(source, **{"data.source": mixture, "evaluation.num_examples": 8})
+    template = PromptTemplate(TOKENIZER, 0)
+    chosen = examples_to_evaluate(config, data.splits["validation_text"], template, "mixed")
+    assert [bool(example.instruction) for example in chosen] == [False] * 6 + [True] * 2
+    encoded = training_examples(config, data.splits["train"], template, data.fingerprint)
+    assert [type(part) for part in encoded.parts] == [Windows, TokenCache]
+    sizes = dict(batch_size=4, max_length=32, max_output_length=8, seed=0)
+    batch = next(training_batches(encoded, template, pack=True, **sizes))
+    assert (batch["segment"] > 0).mean() > 0.7
 
 
 def test_of_losses_the_lowest_is_the_best():
