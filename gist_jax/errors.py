@@ -1,6 +1,5 @@
 """Mistakes of the user, as against faults of the program."""
 
-
 LONGEST = 800  # characters of a sentence
 
 

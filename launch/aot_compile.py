@@ -30,8 +30,8 @@ from gist_jax import cli
 from gist_jax.errors import UserError
 from gist_jax.io import format_table, write_json
 from gist_jax.training.aot import PROGRAMS, Report, compile_ahead
-from gist_jax.training.config import validate
 from gist_jax.training.topology import devices_of
+from gist_jax.training.validation import validate
 
 _GIB = 2**30
 

@@ -11,10 +11,10 @@ from gist_jax import cli
 from gist_jax.errors import UserError
 from gist_jax.models import registry
 from gist_jax.sharding import MESH_AXES
-from gist_jax.training.config import validate
 from gist_jax.training.program import make_program
 from gist_jax.training.recipes import MACHINES
 from gist_jax.training.run import model_config
+from gist_jax.training.validation import validate
 
 # Vocabulary and parameters of the published checkpoints.
 PUBLISHED = {

@@ -20,8 +20,8 @@ from gist_jax.data.tokenization import SPECIAL_TOKENS, from_tokenizers, train_bp
 from gist_jax.errors import UserError
 from gist_jax.inference.language_model import LanguageModel
 from gist_jax.models import registry
-from gist_jax.training.config import validate
 from gist_jax.training.run import prepare
+from gist_jax.training.validation import validate
 
 llama_alone = pytest.mark.parametrize("model_family", ["llama"], indirect=True)
 

@@ -40,11 +40,11 @@ from gist_jax.training.config import (
     flat_config,
     gist_token_counts,
     mask_config,
-    validate,
 )
 from gist_jax.training.examples import Encoded, training_examples
 from gist_jax.training.pretrained import Pretrained, absolute, check_same_base, start
 from gist_jax.training.program import Program, make_program
+from gist_jax.training.validation import validate
 from gist_jax.workdir import (
     CHECKPOINTS,
     CONFIG,
