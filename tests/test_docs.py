@@ -18,6 +18,7 @@ from launch_scripts import script
 import gist_jax
 from gist_jax import cli
 from gist_jax.training import config as training_config
+from gist_jax.training import validation
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "engines" / "vllm" / "README.md"]
@@ -112,7 +113,7 @@ def test_python_runs(page, lm, workdir, tmp_path, monkeypatch):
     for number, block in enumerate(RUN.findall(page.read_text())):
         exec(compile(block, f"{page.name}, block {number}", "exec"), given)
     if "get_config" in given:
-        training_config.validate(given["get_config"]())
+        validation.validate(given["get_config"]())
 
 
 def test_examples_in_docstrings():

@@ -18,6 +18,7 @@ from gist_jax.errors import UserError
 from gist_jax.inference.fingerprint import base_fingerprint
 from gist_jax.models.config import LlamaConfig
 from gist_jax.training import config as training_config
+from gist_jax.training import validation
 from gist_jax.training.loop import train
 from gist_jax.training.run import prepare
 from gist_jax.workdir import MODEL, read_metrics
@@ -93,7 +94,8 @@ def add_field(monkeypatch):
             config.data.new_field = "usual"
         return config
 
-    monkeypatch.setattr(training_config, "default", with_new_field)
+    for module in (training_config, validation):
+        monkeypatch.setattr(module, "default", with_new_field)
 
 
 def test_a_new_field_does_not_stop_a_resume(stopped, examples, monkeypatch):

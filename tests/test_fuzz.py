@@ -11,7 +11,7 @@ FOUND = {
     "metrics": [1, 4],
     "tokenizer": [94],
     "tokenizer_config": [7, 11, 83],
-    "config.json": [20, 95, 99],
+    "config.json": [20, 95, 99, 701],
 }
 
 

@@ -21,8 +21,9 @@ class _Checked:
             least = field.metadata.get("least", 1)
             if field.type is int and not least <= value < 2**31:
                 raise ValueError(f"{field.name} of a model must be at least {least}, but is {value}")
-            if field.type is float and not 0 < value < 1e18:
-                raise ValueError(f"{field.name} of a model must be above 0, but is {value}")
+            # JAX takes no larger whole numbers in place of floating ones.
+            if field.type is float and not 0 < value < (2**31 if isinstance(value, int) else 1e18):
+                raise ValueError(f"{field.name} of a model must be above 0 and not huge, but is {value}")
         sizes: Any = self
         widest = max(sizes.vocab_size, sizes.intermediate_size, sizes.num_heads * sizes.head_dim)
         if sizes.hidden_size * widest * sizes.num_layers >= 2**48:
