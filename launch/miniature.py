@@ -11,14 +11,13 @@ of gist_jax.report), learning.png and results.md in the output folder.
 import dataclasses
 import pathlib
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from miniature_data import prepare_data
 from miniature_results import write_ngrams, write_results
+from sweep import STOPPED, run_to_end
 
 from gist_jax.cli import exit_on_user_error, output_directory, parser
 from gist_jax.errors import UserError
@@ -127,15 +126,9 @@ def _check_same(output: pathlib.Path, size: str) -> None:
 
 
 def _run(command: list[str]) -> None:
-    """Runs a command to its end, and ends as it ends; it is told of SIGTERM, so that it saves."""
-    process = subprocess.Popen(command)
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    try:
-        code = process.wait()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if code:
-        sys.exit(143 if code in (143, -signal.SIGTERM) else code)
+    """Runs a command to its end, and ends as it ends where it fails or was stopped."""
+    if code := run_to_end(command):
+        sys.exit(143 if code in STOPPED else code)
 
 
 def commands(output: pathlib.Path, size: Size) -> Iterator[tuple[pathlib.Path, list[str]]]:

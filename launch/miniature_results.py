@@ -12,11 +12,11 @@ from tqdm import tqdm
 from gist_jax.data.batching import batches_in_order, training_batches
 from gist_jax.evaluation.comparison import Compared, compare, number, rows, short
 from gist_jax.evaluation.intervals import means
+from gist_jax.evaluation.loss import examples_of_splits
 from gist_jax.evaluation.ngram import NGram, texts_of
 from gist_jax.evaluation.rouge import ALL_METRICS
 from gist_jax.evaluation.runs import read_runs
 from gist_jax.io import atomic_write, format_table, read_json, write_json
-from gist_jax.training.examples import examples_to_evaluate
 from gist_jax.training.losses import ALL
 from gist_jax.training.run import prepare
 from gist_jax.workdir import CONFIG, best_evaluation, read_metrics
@@ -44,15 +44,12 @@ def write_ngrams(workdir: pathlib.Path, path: pathlib.Path, orders: Sequence[int
     batches = itertools.islice(stream, run.config.num_steps)
     batches = tqdm(batches, "counting n-grams", run.config.num_steps, unit="batch")
     texts = [ids for batch in batches for ids, _ in texts_of(batch)]
+    splits = examples_of_splits(run)
     losses: dict[str, dict[str, float]] = {}
     for order in orders:
         model = NGram(texts, order, template.tokenizer.vocab_size)
         losses[str(order)] = {}
-        for name, split in run.splits.items():
-            if name == "train":
-                continue
-            fingerprint = f"{run.fingerprint} {name}"
-            examples = examples_to_evaluate(run.config, split, template, fingerprint)
+        for name, examples in splits.items():
             nats, num_bytes = 0.0, 0
             for batch in batches_in_order(examples, template, **options):
                 for ids, weights in texts_of(batch):

@@ -133,7 +133,7 @@ def _train(runs: Sequence[Run], dry_run: bool) -> list[str]:
         print(shlex.join(run.command()), flush=True)
         if dry_run:
             continue
-        code = _wait(subprocess.Popen(run.command()))
+        code = run_to_end(run.command())
         if code in STOPPED:
             sys.exit(143)
         if code:
@@ -141,8 +141,9 @@ def _train(runs: Sequence[Run], dry_run: bool) -> list[str]:
     return failed
 
 
-def _wait(process: subprocess.Popen) -> int:
-    """Passes SIGTERM on, so that the run saves."""
+def run_to_end(command: Sequence[str]) -> int:
+    """The exit code of a command, to which SIGTERM is passed on, so that a run saves."""
+    process = subprocess.Popen(command)
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         return process.wait()

@@ -22,11 +22,7 @@ def loss_evaluator(run: Run) -> Evaluate:
     text that these tokens stand for. The latter compares models of different tokenizers. In
     distillation, too, it is cross-entropy.
     """
-    splits = {
-        name: examples_to_evaluate(run.config, split, run.template, f"{run.fingerprint} {name}")
-        for name, split in run.splits.items()
-        if name != "train"
-    }
+    splits = examples_of_splits(run)
 
     def evaluate(params: Params, step: int, between: Callable[[], None]) -> dict[str, float]:
         metrics = {}
@@ -37,6 +33,15 @@ def loss_evaluator(run: Run) -> Evaluate:
         return metrics
 
     return evaluate
+
+
+def examples_of_splits(run: Run) -> dict[str, list[EncodedExample]]:
+    """What a run evaluates the loss of, by validation split."""
+    return {
+        name: examples_to_evaluate(run.config, split, run.template, f"{run.fingerprint} {name}")
+        for name, split in run.splits.items()
+        if name != "train"
+    }
 
 
 def _measured(
